@@ -1,0 +1,1 @@
+"""What does the API server say? Verbs, lists, watches and logs over the transport."""

@@ -1,0 +1,1 @@
+"""Who is that server? Pure rules: certificate bytes in, verdict out (RFC 9525)."""

@@ -1,0 +1,1 @@
+"""The guarded connection: nothing is sent before the server's identity is proved."""
