@@ -1,0 +1,1 @@
+"""Where runners come from: local processes or pods, behind one small contract."""

@@ -1,0 +1,139 @@
+"""The contract between a pool and whatever provides its runners.
+
+A backend boots runners and ends them; it never runs a call. All its outcomes arrive
+through one `Sink`, from any thread, and every boot that was asked for ends in exactly
+one of `ready`, `boot_failed` or (after `end`) silence. A slot is one process on a
+runner with one link; the pool's callers use that link directly.
+
+Values and protocols only; nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from flame_backend.errors import BootError, RunnerLost
+    from flame_backend.wire.link import Link
+
+MAX_RESULT_BYTES = 16 * 1024 * 1024
+"""Default of max_result; bounds what a runner can make the parent's decoder build."""
+
+MAX_PAYLOAD_BYTES = 256 * 1024 * 1024
+"""Default of max_payload; a larger argument should travel as a reference."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSpec:
+    """What a backend and its runners must know about the pool.
+
+    Attributes:
+        name: The pool's name, a DNS label of at most 40 characters.
+        instance: Random identity of this pool object, lower-case hex; two processes
+            of one pod never share it.
+        slots: Slots of each runner (max_concurrency).
+        boot_timeout: Seconds from `boot` until the runner must be ready.
+        shutdown_timeout: Seconds a runner's calls may take to finish at a drain.
+        results: Codec of results; the pool's choice, never the frame's.
+        result_types: Dataclasses and exception classes that results may name.
+        max_result: Largest in-band result in bytes.
+        max_payload: Largest request in bytes.
+        preload: Modules a runner imports before it is ready.
+    """
+
+    name: str
+    instance: str
+    slots: int = 1
+    boot_timeout: float = 120.0
+    shutdown_timeout: float = 25.0
+    results: Literal["data", "pickle"] = "data"
+    result_types: tuple[type, ...] = ()
+    max_result: int = MAX_RESULT_BYTES
+    max_payload: int = MAX_PAYLOAD_BYTES
+    preload: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerInfo:
+    """Facts about a runner that is ready.
+
+    Attributes:
+        runner: Name of the runner; in a cluster, of its pod.
+        node: Name of the node or host, or "" when unknown.
+        boot_seconds: From `boot` to ready.
+        phases: Seconds each boot phase took, in order ("create", "schedule", ...).
+    """
+
+    runner: str
+    node: str = ""
+    boot_seconds: float = 0.0
+    phases: tuple[tuple[str, float], ...] = field(default=())
+
+
+class Sink(Protocol):
+    """Where a backend reports; implemented by the pool, callable from any thread.
+
+    No method blocks or raises. A report about a runner the pool has already given up
+    is ignored.
+    """
+
+    def ready(self, info: RunnerInfo) -> None:
+        """The runner proved its identity and has loaded the app."""
+
+    def slot_opened(self, runner: str, slot: int, link: Link) -> None:
+        """A slot's link is open; from now on the pool owns and closes it."""
+
+    def slot_ended(
+        self, runner: str, slot: int, exit_code: int | None, signal: int | None
+    ) -> None:
+        """A slot's process ended; the pool asks for another when it wants one."""
+
+    def boot_failed(self, runner: str, error: BootError) -> None:
+        """The runner will not come; everything of it is gone or being deleted."""
+
+    def lost(self, runner: str, error: RunnerLost) -> None:
+        """A ready runner is gone, with the cause as far as it is known."""
+
+    def phase(self, runner: str, phase: str, detail: str) -> None:
+        """A runner's boot moved on ("schedule", "pull", "start", ...), for people."""
+
+
+class Backend(Protocol):
+    """Provider of runners. Methods return at once unless they say otherwise."""
+
+    def open(self, spec: PoolSpec, sink: Sink) -> None:
+        """Prepare; called once, before the first boot.
+
+        Raises:
+            ConfigurationError: When this backend cannot serve here, and why.
+        """
+
+    def boot(self, runner: str) -> None:
+        """Start one runner under this name, unique within the pool's instance.
+
+        The backend opens the runner's first `spec.slots` slots by itself (numbered
+        0 .. slots - 1) as soon as the runner is ready. It enforces
+        `spec.boot_timeout` and says in the error what the boot was waiting for.
+        """
+
+    def open_slot(self, runner: str, slot: int) -> None:
+        """Start a process for a slot whose predecessor ended."""
+
+    def kill_slot(self, runner: str, slot: int) -> None:
+        """End a slot's process: SIGTERM, then SIGKILL after 2 s; `slot_ended` follows."""
+
+    def end(self, runner: str, grace: float = 0.0) -> None:
+        """Let a runner finish for `grace` seconds, then end and delete it.
+
+        Idempotent; a runner that is still booting is given up without a report.
+        """
+
+    def close(self, grace: float) -> None:
+        """End every runner and everything the backend started; blocks until done.
+
+        No process, pod, thread or descriptor of this backend remains afterwards.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for `pool.status()`: kind, address, image, ..."""

@@ -1,0 +1,1 @@
+"""Runners as pods: manifest, listener, admission, monitor, causes."""

@@ -1,0 +1,1 @@
+"""The pool: a pure machine that decides, and an executor that acts."""

@@ -1,0 +1,1 @@
+"""What crosses between parent and runner: frames, values, functions, and the link."""
