@@ -92,7 +92,7 @@ class BootError(FlameError):
 
 
 class BootTimeout(BootError, TimeoutError):
-    """The runner was not ready within boot_timeout; `reason` says what it waited for."""
+    """The runner was not ready within boot_timeout; `reason` says what was missing."""
 
 
 class BootDenied(BootError):
@@ -112,7 +112,7 @@ class Unschedulable(BootError):
 
 
 class ContainerConfigError(BootError):
-    """The kubelet cannot make the container (missing Secret, ConfigMap, bad command)."""
+    """The kubelet cannot make the container (missing Secret or key, bad command)."""
 
 
 class AppImportError(BootError):
@@ -142,12 +142,12 @@ class RunnerLost(FlameError):
         signal: Signal number that ended the process, or None.
     """
 
-    def __init__(  # noqa: PLR0913 - one argument for each fact
+    def __init__(
         self,
         runner: str,
         reason: str,
         detail: str,
-        started: bool = True,  # noqa: FBT001, FBT002 - positional so that it survives pickling
+        started: bool = True,
         exit_code: int | None = None,
         signal: int | None = None,
     ) -> None:

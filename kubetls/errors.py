@@ -189,13 +189,13 @@ class IdentityMismatch(KubeTLSError):
         entry = "iPAddress" if self.kind == "IP" else "dNSName"
         return (
             f"the server's certificate is not valid for {self.kind} {self.reference}: "
-            f"it presents {shown}{tail}; issue it with a matching {entry} entry, or set "
-            "tls-server-name to a name that it presents"
+            f"it presents {shown}{tail}; issue it with a matching {entry} entry, "
+            "or set tls-server-name to a name that it presents"
         )
 
 
 class ChainRefused(KubeTLSError):
-    """OpenSSL refused the certification path (anchor, dates, key usage or its own name check).
+    """OpenSSL refused the certification path (anchor, dates, usage, or its name check).
 
     Attributes:
         reference: Canonical text of the reference identifier.
@@ -237,7 +237,7 @@ class TransportError(KubeTLSError):
         sent: True when request bytes may have reached the server.
     """
 
-    def __init__(self, server: str, reason: str, sent: bool = False) -> None:  # noqa: FBT001, FBT002 - positional so that it survives pickling
+    def __init__(self, server: str, reason: str, sent: bool = False) -> None:
         super().__init__(server, reason, sent)
         self.server = server
         self.reason = reason
@@ -292,7 +292,7 @@ class ApiError(KubeTLSError):
 
     default_reason: ClassVar[str] = "Unknown"
 
-    def __init__(  # noqa: PLR0913 - one argument for each fact of a Status
+    def __init__(
         self,
         status: int,
         reason: str,

@@ -121,7 +121,7 @@ class Backend(Protocol):
         """Start a process for a slot whose predecessor ended."""
 
     def kill_slot(self, runner: str, slot: int) -> None:
-        """End a slot's process: SIGTERM, then SIGKILL after 2 s; `slot_ended` follows."""
+        """End a slot's process: SIGTERM, SIGKILL after 2 s; `slot_ended` follows."""
 
     def end(self, runner: str, grace: float = 0.0) -> None:
         """Let a runner finish for `grace` seconds, then end and delete it.

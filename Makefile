@@ -1,0 +1,54 @@
+# Two commands for a newcomer: `make demo`, then `make test`. Each sets up what it needs.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo demo-cluster test lint types unit integration bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 22
+
+$(STAMP): pyproject.toml scripts/setup
+	@scripts/setup "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+setup: $(STAMP) ## Make .venv with everything the project needs
+
+demo: $(STAMP) ## Measure Python's standard library on local runners
+	@FLAME_BACKEND=local $(PY) examples/census.py
+
+demo-cluster: $(STAMP) ## The same program in a pod of a real cluster, on runner pods
+	@$(PY) -m tests.cluster demo
+
+test: lint types unit integration ## Everything: lint, types, unit, property, integration
+	@echo "make test: all parts passed"
+
+lint: $(STAMP) ## ruff: rules and formatting
+	@echo "== lint"
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+types: $(STAMP) ## mypy, strict
+	@echo "== types"
+	@$(PY) -m mypy
+
+unit: $(STAMP) ## Unit and property tests: no cluster, loopback only
+	@echo "== unit and property tests"
+	@$(PY) -m pytest tests --ignore=tests/integration
+
+integration: $(STAMP) ## Tests on a real API server, kubelet and pods
+	@echo "== integration tests (the first run builds Kubernetes, about ten minutes)"
+	@$(PY) -m pytest tests/integration
+
+bench: $(STAMP) ## Ratios against the measured limits
+	@$(PY) -m benchmarks
+
+clean: ## Remove .venv and caches of this folder (never the user's cache folder)
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+
+-include tests/cluster/cluster.mk
