@@ -7,7 +7,7 @@ network (`TransportError`) or the API server (`ApiError`).
 
 Rules kept by all classes: attributes carry data and go positionally to the base class,
 the text is built on demand and is one useful line, errors survive pickling, and no
-token, key, header or body ever becomes part of one. This module imports nothing of ours.
+token, key, header or body ever becomes part of one. Imports nothing of ours.
 """
 
 from __future__ import annotations
@@ -286,11 +286,14 @@ class ApiError(KubeTLSError):
         details: Status.details as a plain dict.
         retry_after: Seconds the server asked us to wait, or None.
         audit_id: The server's Audit-Id header, or None.
-        flow_schema_uid: X-Kubernetes-PF-FlowSchema-UID, or None.
-        priority_level_uid: X-Kubernetes-PF-PriorityLevel-UID, or None.
+        flow_schema_uid, priority_level_uid: Headers X-Kubernetes-PF-*-UID, or None.
     """
 
     default_reason: ClassVar[str] = "Unknown"
+
+    def __init_subclass__(cls) -> None:
+        """Name the reason after the class: NotFound, Conflict, ... (ApiTimeout: Timeout)."""
+        cls.default_reason = cls.__name__.removeprefix("Api")
 
     def __init__(
         self,
@@ -305,18 +308,7 @@ class ApiError(KubeTLSError):
         flow_schema_uid: str | None = None,
         priority_level_uid: str | None = None,
     ) -> None:
-        super().__init__(
-            status,
-            reason,
-            message,
-            method,
-            path,
-            details,
-            retry_after,
-            audit_id,
-            flow_schema_uid,
-            priority_level_uid,
-        )
+        super().__init__(status, reason, message, method, path, details)
         self.status = status
         self.reason = reason
         self.message = message
@@ -342,94 +334,62 @@ class ApiError(KubeTLSError):
 class BadRequest(ApiError):
     """400: the request is malformed."""
 
-    default_reason = "BadRequest"
-
 
 class Unauthorized(ApiError):
     """401: not authenticated; the token is missing, expired or not accepted."""
-
-    default_reason = "Unauthorized"
 
 
 class Forbidden(ApiError):
     """403: authenticated, and not allowed; RBAC names the missing verb and resource."""
 
-    default_reason = "Forbidden"
-
 
 class NotFound(ApiError):
     """404: no such object or resource."""
-
-    default_reason = "NotFound"
 
 
 class MethodNotAllowed(ApiError):
     """405: the resource does not support this method."""
 
-    default_reason = "MethodNotAllowed"
-
 
 class AlreadyExists(ApiError):
     """409 on creation: an object of this name is there."""
-
-    default_reason = "AlreadyExists"
 
 
 class Conflict(ApiError):
     """409 on change: the object changed meanwhile, or a precondition failed."""
 
-    default_reason = "Conflict"
-
 
 class Expired(ApiError):
     """410: the resource version or continue token is too old; list again."""
-
-    default_reason = "Expired"
 
 
 class RequestEntityTooLarge(ApiError):
     """413: the body is larger than the server takes."""
 
-    default_reason = "RequestEntityTooLarge"
-
 
 class UnsupportedMediaType(ApiError):
     """415: the server does not take this content type."""
-
-    default_reason = "UnsupportedMediaType"
 
 
 class Invalid(ApiError):
     """422: the object breaks its schema or a validation; see `causes`."""
 
-    default_reason = "Invalid"
-
 
 class TooManyRequests(ApiError):
     """429: the server sheds load; `retry_after` says for how long."""
-
-    default_reason = "TooManyRequests"
 
 
 class InternalError(ApiError):
     """500: the server failed."""
 
-    default_reason = "InternalError"
-
 
 class ServerTimeout(ApiError):
     """500 or 504 with reason ServerTimeout: the server could not do it in time."""
-
-    default_reason = "ServerTimeout"
 
 
 class ServiceUnavailable(ApiError):
     """503: the server is not ready or is going away."""
 
-    default_reason = "ServiceUnavailable"
-
 
 class ApiTimeout(ApiError, TimeoutError):
     """504 with reason Timeout: the request did not finish within the server's limit."""
-
-    default_reason = "Timeout"
