@@ -292,7 +292,7 @@ class ApiError(KubeTLSError):
     default_reason: ClassVar[str] = "Unknown"
 
     def __init_subclass__(cls) -> None:
-        """Name the reason after the class: NotFound, Conflict, ... (ApiTimeout: Timeout)."""
+        """Name the reason after the class (NotFound; ApiTimeout: Timeout)."""
         cls.default_reason = cls.__name__.removeprefix("Api")
 
     def __init__(
