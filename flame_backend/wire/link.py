@@ -1,0 +1,210 @@
+"""One connection between parent and runner: blocking, one thread at a time.
+
+The thread that makes a call writes its request and reads the reply here itself; no
+other thread touches the socket object meanwhile (two threads in one SSLSocket crash
+the interpreter). The one thing another thread may do is `shutdown`, which acts on the
+descriptor below any TLS and makes a blocked read end.
+
+Knows frames and sockets, neither codecs nor calls. A TLS socket is used through the
+same methods as a plain one, so this module never imports ssl.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from flame_backend.errors import LinkClosed, LinkError
+from flame_backend.wire.frames import (
+    HEADER,
+    HEADER_BYTES,
+    LENGTH_BYTES,
+    Frame,
+    Limits,
+    pack_head,
+    parse_header,
+    parse_lengths,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Buffer = bytes | bytearray | memoryview
+
+SMALL_BYTES: Final = 16 * 1024 - HEADER_BYTES
+"""Header and body up to this size leave in one write, so in one TLS record."""
+
+READ_BYTES: Final = 64 * 1024
+"""Buffered read; TLS hands out at most one record of 16 KiB for each call."""
+
+STEP_BYTES: Final = 1024 * 1024
+"""Memory taken ahead of what has arrived: a lying length costs the peer its bytes."""
+
+
+class Link:
+    """Frames over a connected stream socket.
+
+    Args:
+        sock: A connected, blocking socket or SSLSocket; the link owns it.
+        limits: What this end takes; frames that break them are `MalformedFrame`.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_end",
+        "_read",
+        "_start",
+        "_view",
+        "_write",
+        "limits",
+        "sock",
+    )
+
+    def __init__(self, sock: socket.socket, limits: Limits) -> None:
+        self.sock = sock
+        self.limits = limits
+        self._buffer = bytearray(READ_BYTES)
+        self._view = memoryview(self._buffer)
+        self._start = 0
+        self._end = 0
+        self._read = sock.recv_into
+        self._write = sock.sendall
+
+    def fileno(self) -> int:
+        """Return the descriptor, -1 once closed."""
+        return self.sock.fileno()
+
+    # ------------------------------------------------------------------ sending
+
+    def send(
+        self,
+        kind: int,
+        call_id: int = 0,
+        body: Buffer = b"",
+        segments: Sequence[Buffer] = (),
+    ) -> None:
+        """Write one frame; small ones in a single write, large buffers uncopied.
+
+        Raises:
+            LinkClosed: The peer is gone.
+            LinkError: The socket failed otherwise.
+        """
+        length = len(body)
+        try:
+            if not segments and length <= SMALL_BYTES:
+                self._write(HEADER.pack(kind, 0, 0, length, call_id) + body)
+                return
+            lengths = [memoryview(part).nbytes for part in segments]
+            head = pack_head(kind, call_id, length, lengths)
+            if length <= SMALL_BYTES:
+                self._write(head + body)
+            else:
+                self._write(head)
+                self._write(body)
+            for part in segments:
+                self._write(memoryview(part).cast("B"))
+        except OSError as error:
+            raise _translated(error) from error
+
+    # ------------------------------------------------------------------ receiving
+
+    def receive(self) -> Frame:
+        """Read one frame; blocks until it is complete.
+
+        Raises:
+            LinkClosed: The peer ended the connection, also in the middle of a frame.
+            MalformedFrame: The frame breaks a rule or a limit.
+        """
+        if self._end - self._start < HEADER_BYTES:
+            self._fill(HEADER_BYTES)
+        kind, count, length, call_id = parse_header(
+            self._buffer, self.limits, self._start
+        )
+        self._start += HEADER_BYTES
+        if not count:
+            return Frame(kind, call_id, self._take(length))
+        table = self._take(LENGTH_BYTES * count)
+        lengths = parse_lengths(table, count, length, self.limits)
+        body = self._take(length)
+        return Frame(kind, call_id, body, [self._take(size) for size in lengths])
+
+    def buffered_bytes(self) -> int:
+        """Return bytes that were read and belong to no returned frame."""
+        return self._end - self._start
+
+    def _fill(self, wanted: int) -> None:
+        """Make at least `wanted` bytes available in the buffer."""
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif self._start + wanted > READ_BYTES:
+            rest = self._end - self._start
+            self._buffer[:rest] = self._buffer[self._start : self._end]
+            self._start, self._end = 0, rest
+        while self._end - self._start < wanted:
+            self._end += self._receive_into(self._view[self._end :])
+
+    def _take(self, size: int) -> bytes:
+        """Return the next `size` bytes as real bytes, without a second copy."""
+        start, have = self._start, self._end - self._start
+        if size > have and size <= READ_BYTES // 2:
+            self._fill(size)
+            start, have = self._start, self._end - self._start
+        if size <= have:
+            self._start = start + size
+            return bytes(self._view[start : start + size])
+        return self._take_large(size)
+
+    def _take_large(self, size: int) -> bytes:
+        # BytesIO hands out its buffer as bytes without a copy when it is exactly
+        # full. It grows by steps while bytes arrive, then to the full size at once:
+        # a peer that has sent a step's worth is no longer only claiming a length.
+        target = io.BytesIO()
+        have = self._end - self._start
+        target.write(self._view[self._start : self._end])
+        self._start = self._end = 0
+        done = have
+        while done < size:
+            allocated = min(size, STEP_BYTES if done < STEP_BYTES else size)
+            target.truncate(allocated)
+            target.seek(allocated - 1)
+            target.write(b"\0")
+            with target.getbuffer() as view:
+                while done < allocated:
+                    done += self._receive_into(view[done:allocated])
+        return target.getvalue()
+
+    def _receive_into(self, view: memoryview) -> int:
+        try:
+            count = self._read(view)
+        except OSError as error:
+            raise _translated(error) from error
+        if not count:
+            msg = "the peer ended the connection"
+            raise LinkClosed(msg)
+        return count
+
+    # ------------------------------------------------------------------ ending
+
+    def shutdown(self) -> None:
+        """Make reads and writes end; the only method another thread may call."""
+        # A duplicate of the descriptor, seen as a plain socket: SSLSocket.shutdown
+        # would touch the TLS state that the reading thread is using.
+        with suppress(OSError):
+            plain = socket.socket(fileno=os.dup(self.sock.fileno()))
+            with plain:
+                plain.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the socket. Idempotent."""
+        with suppress(OSError):
+            self.sock.close()
+
+
+def _translated(error: OSError) -> LinkError:
+    gone = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
+    if isinstance(error, gone) or "EOF occurred" in str(error):
+        return LinkClosed(f"the peer ended the connection ({error})")
+    return LinkError(f"the connection failed ({error})")
