@@ -1,0 +1,371 @@
+"""The locked TLS context: our anchors, one reference, and no way to weaken either.
+
+Python's SSLContext is an open object: HTTP libraries set `verify_mode`, switch
+`check_hostname` off for their own matchers and load further CAs into it. A
+`LockedContext` refuses every such change once it is sealed, compares its store with
+the anchors before every use, and its socket classes run our verifier inside the
+handshake and pass no byte before it. So the same context is safe in foreign hands,
+blocking or asyncio.
+
+OpenSSL judges path, dates, usage and name; the verifier judges structure and name
+again. Both must accept. Measured traps behind each line: `create_default_context`
+accepts a common name, honours SSLKEYLOGFILE and differs between Python versions, so
+the context is built by hand and is the same everywhere.
+"""
+
+from __future__ import annotations
+
+import _ssl
+import os
+import ssl
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from kubetls.errors import ContextRefused, CredentialMalformed, KubeTLSError
+from kubetls.identity.verify import VerifiedIdentity, verify_identity
+from kubetls.transport.client_key import load_client_certificate
+
+if TYPE_CHECKING:
+    import socket
+
+    from kubetls.credentials.anchors import TrustAnchors
+    from kubetls.credentials.config import ClientCertificate
+    from kubetls.identity.names import ReferenceId
+
+ALPN_PROTOCOLS: Final = ("http/1.1",)
+
+# SSL_OP_LEGACY_SERVER_CONNECT and SSL_OP_ALLOW_UNSAFE_LEGACY_RENEGOTIATION; an
+# OPENSSL_CONF can switch them on for every context.
+_LEGACY_OPTIONS: Final = 0x4 | 0x40000
+
+
+def _require_stdlib() -> None:
+    """Refuse to build on a replaced `ssl.SSLContext` (truststore, gevent and others).
+
+    A context class that forwards to another object would be asked in our place, and
+    its store and its verdicts are not ours.
+    """
+    base = LockedContext.__mro__[1]
+    if (
+        base.__module__ != "ssl"
+        or _ssl._SSLContext not in base.__bases__
+        or ssl.SSLContext is not base
+    ):
+        reason = (
+            f"ssl.SSLContext was replaced by {base.__module__}.{base.__qualname__}; "
+            "undo the injection (truststore.inject_into_ssl, gevent.monkey) or import "
+            "kubetls before it and do without it"
+        )
+        raise ContextRefused("ssl", reason)
+
+
+class _Guard:
+    """What sockets and BIO objects share: nothing passes before the verdict."""
+
+    _identity: VerifiedIdentity | None = None
+    _owner = 0
+    context: Any
+
+    @property
+    def verified_identity(self) -> VerifiedIdentity | None:
+        """The verdict on this very connection, None before it."""
+        return self._identity
+
+    def _judge(self, der: bytes | None, *, resumed: bool | None) -> None:
+        """Run the verifier; called when OpenSSL has accepted the handshake."""
+        context = self.context
+        if not isinstance(context, LockedContext):
+            raise ContextRefused("ssl", "the connection's context was exchanged")
+        context.check_unchanged()
+        if resumed:
+            # A resumed session carries another handshake's certificate.
+            raise ContextRefused("ssl", "a session was resumed; identities are not")
+        self._identity = verify_identity(der or b"", context.reference)
+        self._owner = os.getpid()
+
+    def _require_verdict(self) -> None:
+        if self._identity is None:
+            raise ContextRefused("ssl", "data before the server's identity is verified")
+        if self._owner != os.getpid():
+            # Parent and child would encrypt different bytes under one key and nonce.
+            raise ContextRefused("ssl", "a TLS connection was carried over a fork")
+
+
+class VerifiedSocket(_Guard, ssl.SSLSocket):
+    """An SSLSocket that is useless until our verifier has accepted the server."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        """Handshake, then judge; a refused server's socket is closed."""
+        super().do_handshake(block)
+        try:
+            self._judge(self.getpeercert(binary_form=True), resumed=self.session_reused)
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, *args: Any) -> Any:
+        """Read application data."""
+        self._require_verdict()
+        return super().read(*args)
+
+    def write(self, data: Any) -> int:
+        """Write application data."""
+        self._require_verdict()
+        return super().write(data)
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Write application data."""
+        self._require_verdict()
+        return super().send(data, flags)
+
+
+class VerifiedObject(_Guard, ssl.SSLObject):
+    """The same for memory BIOs, the way asyncio, uvloop and trio do TLS."""
+
+    def do_handshake(self) -> None:
+        """Handshake, then judge.
+
+        Raises:
+            ssl.SSLCertVerificationError: The verifier refused. asyncio reports any
+                other exception here as a fatal error of its own.
+        """
+        super().do_handshake()
+        refusal = None
+        try:
+            self._judge(self.getpeercert(binary_form=True), resumed=self.session_reused)
+        except KubeTLSError as error:
+            refusal = str(error)
+        if refusal is not None:
+            raise ssl.SSLCertVerificationError(refusal)
+
+    def read(self, *args: Any) -> Any:
+        """Read application data."""
+        self._require_verdict()
+        return super().read(*args)
+
+    def write(self, data: Any) -> int:
+        """Write application data; never handshakes implicitly."""
+        self._require_verdict()
+        return super().write(data)
+
+
+class LockedContext(ssl.SSLContext):
+    """A client context for one reference identifier; built by `locked_context`.
+
+    Attributes:
+        reference: The only identity connections of this context may have.
+    """
+
+    sslsocket_class = VerifiedSocket
+    sslobject_class = VerifiedObject
+
+    reference: ReferenceId
+    _accepted: frozenset[str]
+    _store: tuple[Any, ...]
+    _sealed: bool
+
+    def _seal(self, reference: ReferenceId, accepted: frozenset[str]) -> None:
+        self.reference = reference
+        self._accepted = accepted
+        self._store = self._store_now()
+        self._sealed = True
+
+    def _store_now(self) -> tuple[Any, ...]:
+        # get_ca_certs leaves out anchors that are no CA; the counts hold those.
+        stats = self.cert_store_stats()
+        return stats["x509"], stats["crl"], tuple(self.get_ca_certs(binary_form=True))
+
+    def check_unchanged(self) -> None:
+        """Refuse when other code reached around the lock.
+
+        Raises:
+            ContextRefused: A setting or the store is not what was sealed.
+        """
+        if (
+            type(self) is not LockedContext
+            or self.verify_mode is not ssl.CERT_REQUIRED
+            or not self.check_hostname
+            or self.hostname_checks_common_name
+            or self.minimum_version < ssl.TLSVersion.TLSv1_2
+            or self.sslsocket_class is not VerifiedSocket
+            or self.sslobject_class is not VerifiedObject
+            or self._store_now() != self._store
+        ):
+            raise ContextRefused("ssl", "the locked context was changed by other code")
+
+    # ------------------------------------------------------------------ use
+
+    def wrap_socket(
+        self,
+        sock: socket.socket,
+        server_side: bool = False,
+        do_handshake_on_connect: bool = True,
+        suppress_ragged_eofs: bool = True,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> VerifiedSocket:
+        """Connect a socket: handshake now, as a client, for our reference only."""
+        if not do_handshake_on_connect:
+            raise ContextRefused("ssl", "a deferred handshake would skip the verifier")
+        self._require_client(server_hostname, session, server_side=server_side)
+        wrapped = super().wrap_socket(
+            sock,
+            suppress_ragged_eofs=suppress_ragged_eofs,
+            server_hostname=self.reference.text,
+        )
+        if not isinstance(wrapped, VerifiedSocket):
+            wrapped.close()
+            raise ContextRefused("ssl", "the socket class was exchanged")
+        return wrapped
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """Make a TLS object over memory, as `wrap_socket` for sockets."""
+        self._require_client(server_hostname, session, server_side=server_side)
+        return super().wrap_bio(incoming, outgoing, server_hostname=self.reference.text)
+
+    def _require_client(
+        self,
+        server_hostname: str | bytes | None,
+        session: ssl.SSLSession | None,
+        *,
+        server_side: bool,
+    ) -> None:
+        self.check_unchanged()
+        if server_side:
+            raise ContextRefused("ssl", "this context is for clients")
+        if session is not None:
+            raise ContextRefused("ssl", "sessions are not resumed; identities are not")
+        name = server_hostname
+        if isinstance(name, bytes):
+            name = name.decode("ascii", "replace")
+        if name is None or name.lower() not in self._accepted:
+            reason = f"this context is for {self.reference.text} only"
+            raise ContextRefused("ssl", reason)
+
+    # ------------------------------------------------------------------ the lock
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse every change once sealed; setting what is there is no change."""
+        if getattr(self, "_sealed", False):
+            if name in {"sslsocket_class", "sslobject_class"} or (
+                getattr(self, name, _ABSENT) != value
+            ):
+                raise ContextRefused(
+                    "ssl", f"{name} of a locked context is not changed"
+                )
+            return
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise ContextRefused("ssl", f"{name} of a locked context is not deleted")
+
+    def set_alpn_protocols(self, alpn_protocols: Any) -> None:
+        """Accept a repetition of what is set; libraries call this on every connect."""
+        if getattr(self, "_sealed", False):
+            if "http/1.1" not in tuple(alpn_protocols):
+                raise ContextRefused("ssl", "only http/1.1 is spoken here")
+            return
+        super().set_alpn_protocols(alpn_protocols)
+
+    def load_verify_locations(self, *args: Any, **kwargs: Any) -> None:
+        self._unless_sealed()
+        super().load_verify_locations(*args, **kwargs)
+
+    def load_cert_chain(self, *args: Any, **kwargs: Any) -> None:
+        self._unless_sealed()
+        super().load_cert_chain(*args, **kwargs)
+
+    def load_default_certs(self, *args: Any, **kwargs: Any) -> None:
+        self._unless_sealed()
+        super().load_default_certs(*args, **kwargs)
+
+    def set_default_verify_paths(self) -> None:
+        self._unless_sealed()
+        super().set_default_verify_paths()
+
+    def set_ciphers(self, cipherlist: str, /) -> None:
+        self._unless_sealed()
+        super().set_ciphers(cipherlist)
+
+    def _unless_sealed(self) -> None:
+        if getattr(self, "_sealed", False):
+            reason = "a locked context takes no further anchors, keys or ciphers"
+            raise ContextRefused("ssl", reason)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse: a context is made where it is used."""
+        msg = "a locked context is not pickled"
+        raise TypeError(msg)
+
+
+_ABSENT: Final = object()
+
+_require_stdlib()
+
+
+def locked_context(
+    anchors: TrustAnchors,
+    reference: ReferenceId,
+    *,
+    address: ReferenceId | None = None,
+    client_certificate: ClientCertificate | None = None,
+    strict_x509: bool = False,
+) -> LockedContext:
+    """Build and seal a context.
+
+    Args:
+        anchors: The only trust anchors; the system's store is loaded only for
+            anchors that say so.
+        reference: Identity that every connection must have.
+        address: Also accepted as `server_hostname` from foreign libraries, and
+            replaced by the reference (kubeconfig's tls-server-name).
+        client_certificate: Sent after OpenSSL's verdict and before ours, which is a
+            property of TLS; it holds nothing secret but the client's name.
+        strict_x509: Also demand the profile details of VERIFY_X509_STRICT, which
+            many clusters' own CAs lack. Off by default on every Python version.
+
+    Raises:
+        ContextRefused: ssl was tampered with.
+        CredentialMalformed: The anchors or the client certificate do not load.
+    """
+    _require_stdlib()
+    if not ssl.HAS_NEVER_CHECK_COMMON_NAME:
+        raise ContextRefused("ssl", "this TLS library cannot stop reading common names")
+    context = LockedContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.check_hostname = True
+    context.hostname_checks_common_name = False
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.options &= ~_LEGACY_OPTIONS
+    flags = context.verify_flags | ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    flags &= ~ssl.VerifyFlags.VERIFY_X509_STRICT
+    if strict_x509:
+        flags |= ssl.VerifyFlags.VERIFY_X509_STRICT
+    context.verify_flags = flags
+    context.set_alpn_protocols(ALPN_PROTOCOLS)
+    _load_anchors(context, anchors)
+    if client_certificate is not None:
+        load_client_certificate(context, client_certificate)
+    accepted = frozenset({reference.text, (address or reference).text})
+    context._seal(reference, accepted)
+    return context
+
+
+def _load_anchors(context: LockedContext, anchors: TrustAnchors) -> None:
+    if anchors.system:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+        return
+    try:
+        context.load_verify_locations(cadata=b"".join(anchors.certificates))
+    except ssl.SSLError as error:
+        reason = f"OpenSSL does not load it ({error.reason})"
+        raise CredentialMalformed("CA bundle", reason) from None
+    if context.cert_store_stats()["x509"] != len(anchors.certificates):
+        raise CredentialMalformed("CA bundle", "OpenSSL did not load all certificates")

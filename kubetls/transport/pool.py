@@ -1,0 +1,68 @@
+"""A pool of guarded connections to one API server; urllib3 does the HTTP.
+
+urllib3's own retries and redirects are off: it repeats POSTs after TLS failures and
+carries credentials along. Proxies do not exist here; urllib3 reads none from the
+environment.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from urllib3 import HTTPSConnectionPool, Retry
+from urllib3.util import Timeout
+
+from kubetls.errors import ContextRefused
+from kubetls.transport.connection import Guard, VerifiedConnection
+
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse
+
+
+class GuardedPool(HTTPSConnectionPool):
+    """Connections that verify their server before anything is sent.
+
+    Args:
+        guard: Endpoint, locked context and the source of the header.
+        size: Idle connections kept; more may be open at a time.
+    """
+
+    ConnectionCls = VerifiedConnection
+
+    def __init__(self, guard: Guard, size: int) -> None:
+        self._guard = guard
+        super().__init__(
+            guard.endpoint.address.url_host,
+            guard.endpoint.port,
+            maxsize=size,
+            block=False,
+            retries=Retry(0, redirect=False, raise_on_redirect=False),
+            guard=guard,
+        )
+
+    def _prepare_proxy(self, conn: Any) -> NoReturn:
+        raise ContextRefused("urllib3", "tunnels and proxies are not used here")
+
+    def exchange(
+        self,
+        method: str,
+        target: str,
+        *,
+        body: bytes | None,
+        headers: dict[str, str],
+        connect_timeout: float | None,
+        read_timeout: float | None,
+    ) -> BaseHTTPResponse:
+        """Send one request and return the response with its body unread."""
+        return self.urlopen(
+            method,
+            target,
+            body=body,
+            headers=headers,
+            retries=False,
+            redirect=False,
+            assert_same_host=False,
+            timeout=Timeout(connect=connect_timeout, read=read_timeout),
+            preload_content=False,
+            decode_content=False,
+        )
