@@ -122,7 +122,7 @@ def _require_certificate_block(text: bytes, number: int, source: str) -> None:
 def _decoded(body: bytes, number: int, source: str) -> bytes:
     try:
         if not _BASE64.match(body):
-            raise binascii.Error  # noqa: TRY301 - one exit for both kinds of fault
+            raise binascii.Error
         der = base64.b64decode(body, validate=True)
     except binascii.Error:
         reason = f"the block that ends in line {number} is not base64"
@@ -131,12 +131,12 @@ def _decoded(body: bytes, number: int, source: str) -> bytes:
 
 
 def _check_certificate(der: bytes, what: str, source: str, *, require_ca: bool) -> None:
-    from cryptography import x509  # noqa: PLC0415 - loaded with the first bundle
+    from cryptography import x509
 
     try:
         certificate = x509.load_der_x509_certificate(der)
         extensions = certificate.extensions
-    except Exception as error:  # noqa: BLE001 - a parser of foreign bytes: one family out
+    except Exception as error:
         reason = f"{what} is not strict DER: {escaped(str(error), 120)}"
         raise CredentialMalformed(source, reason) from None
     if not require_ca:

@@ -79,7 +79,7 @@ def in_cluster(
     endpoint = endpoint_from_environment(environ)
     source = InClusterSource(os.fspath(volume))
     content = read_volume(source.volume)
-    source._parsed(content)  # noqa: SLF001 - fails now rather than at the first request
+    source._parsed(content)
     namespace = _namespace(content.namespace, f"{source.volume}/namespace")
     return Config(endpoint, source, namespace, "in-cluster")
 

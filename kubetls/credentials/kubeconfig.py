@@ -151,7 +151,7 @@ def kubeconfig(
     context: str | None = None,
     *,
     trust: Literal["system"] | None = None,
-    exec: Literal["allow", "refuse"] | Callable[..., bool] = "allow",  # noqa: A002 - the field's own name in a kubeconfig
+    exec: Literal["allow", "refuse"] | Callable[..., bool] = "allow",
     files: Literal["allow", "inline-only"] = "allow",
 ) -> Config:
     """Read one context of a kubeconfig file.
@@ -212,7 +212,7 @@ def kubeconfig(
 
 
 def _document(file: Path) -> _Fields:
-    import yaml  # noqa: PLC0415 - loaded with the first kubeconfig
+    import yaml
 
     text = _read(file, str(file), FILE_BYTES)
     try:

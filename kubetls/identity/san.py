@@ -115,16 +115,16 @@ def presented_identifiers(der: bytes) -> PresentedIdentifiers:
 
 
 def _load(der: bytes) -> x509.Certificate:
-    from cryptography import x509  # noqa: PLC0415 - loaded with the first certificate
+    from cryptography import x509
 
     try:
         certificate = x509.load_der_x509_certificate(der)
         # cryptography takes the bytes as the certificate only when nothing follows.
-        certificate.extensions  # noqa: B018 - parses all extensions, refuses doubles
+        certificate.extensions
     except x509.DuplicateExtension as error:
         reason = f"an extension stands twice ({error.oid.dotted_string})"
         raise MalformedCertificate(reason) from None
-    except Exception as error:  # noqa: BLE001 - a parser of hostile bytes: one family out
+    except Exception as error:
         reason = f"not strict DER (RFC 5280): {escaped(str(error), 160)}"
         raise MalformedCertificate(reason) from None
     return certificate
@@ -134,7 +134,7 @@ def _san_of(
     certificate: x509.Certificate,
 ) -> tuple[bytes, list[tuple[str, Any]]] | None:
     """Return the extension's own bytes and cryptography's view of its entries."""
-    from cryptography import x509  # noqa: PLC0415
+    from cryptography import x509
 
     try:
         extension = certificate.extensions.get_extension_for_class(
@@ -202,13 +202,13 @@ def _tlv(data: bytes, position: int) -> tuple[int, int, int]:
 
 def _decoded_by_pyasn1(value: bytes) -> Iterator[tuple[str, Any]]:
     """Yield the entries as pyasn1-modules reads them; the second opinion."""
-    from pyasn1.codec.der import decoder, encoder  # noqa: PLC0415
-    from pyasn1_modules import rfc5280  # noqa: PLC0415
+    from pyasn1.codec.der import decoder, encoder
+    from pyasn1_modules import rfc5280
 
     try:
         names, tail = decoder.decode(value, asn1Spec=rfc5280.SubjectAltName())
         canonical = encoder.encode(names) == value and not tail
-    except Exception as error:  # noqa: BLE001 - a parser of hostile bytes: one family out
+    except Exception as error:
         reason = f"subjectAltName is not DER: {escaped(type(error).__name__)}"
         raise MalformedCertificate(reason) from None
     # pyasn1 takes non-minimal lengths, constructed tags and a tail; none of them

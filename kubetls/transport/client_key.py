@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kubetls.errors import CredentialMalformed
@@ -45,7 +46,7 @@ def load_client_certificate(
     finally:
         os.close(descriptor)
         if not path.startswith("/proc/"):
-            os.unlink(path)
+            Path(path).unlink()
     if failure is not None:
         raise CredentialMalformed("client-certificate", failure)
 

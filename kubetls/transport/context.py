@@ -274,22 +274,27 @@ class LockedContext(ssl.SSLContext):
         super().set_alpn_protocols(alpn_protocols)
 
     def load_verify_locations(self, *args: Any, **kwargs: Any) -> None:
+        """Load anchors; refused once sealed."""
         self._unless_sealed()
         super().load_verify_locations(*args, **kwargs)
 
     def load_cert_chain(self, *args: Any, **kwargs: Any) -> None:
+        """Load a client certificate; refused once sealed."""
         self._unless_sealed()
         super().load_cert_chain(*args, **kwargs)
 
     def load_default_certs(self, *args: Any, **kwargs: Any) -> None:
+        """Load the system's anchors; refused once sealed."""
         self._unless_sealed()
         super().load_default_certs(*args, **kwargs)
 
     def set_default_verify_paths(self) -> None:
+        """Load the system's anchors; refused once sealed."""
         self._unless_sealed()
         super().set_default_verify_paths()
 
     def set_ciphers(self, cipherlist: str, /) -> None:
+        """Choose cipher suites; refused once sealed."""
         self._unless_sealed()
         super().set_ciphers(cipherlist)
 

@@ -1,0 +1,98 @@
+"""When a request is sent again, decided by a table and nothing else.
+
+    what happened                               any method   GET, HEAD   others that
+                                                                         cannot double
+    429 with Retry-After (not executed)         yes          yes         yes
+    429 without                                 no           yes         no
+    500, 503, 504 with Retry-After              no           yes         yes
+    500, 503, 504 without                       no           yes         no
+    no connection, nothing sent                 yes          yes         yes
+    connection lost after sending               no           yes         yes
+
+"Cannot double" are PUT with a resourceVersion and DELETE with a UID: done twice, the
+second is refused. The decision is pure: clock and randomness are arguments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from kubetls.errors import (
+    ApiError,
+    ApiTimeout,
+    ConnectionFailed,
+    InternalError,
+    KubeTLSError,
+    ReadTimeout,
+    ServerTimeout,
+    ServiceUnavailable,
+    TooManyRequests,
+    TransportError,
+)
+
+_SERVER: Final = (InternalError, ServerTimeout, ServiceUnavailable, ApiTimeout)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retries:
+    """How often and how long a request is repeated.
+
+    Attributes:
+        attempts: Repetitions after the first try; 0 switches them off.
+        budget: Seconds that all waiting together may take.
+        backoff: First wait in seconds; it doubles each time, with full jitter.
+        backoff_max: Longest single wait that is ours.
+        retry_after_max: Longest wait a server may ask for; beyond, the error is raised.
+    """
+
+    attempts: int = 5
+    budget: float = 120.0
+    backoff: float = 0.8
+    backoff_max: float = 30.0
+    retry_after_max: float = 60.0
+
+
+def wait_before_retry(
+    policy: Retries,
+    error: KubeTLSError,
+    *,
+    method: str,
+    safe_to_double: bool,
+    attempt: int,
+    waited: float,
+    random: float,
+) -> float | None:
+    """Return the seconds to wait before the next try, None to give up.
+
+    Args:
+        policy: The limits.
+        error: What ended this try.
+        method: HTTP method.
+        safe_to_double: The request carries a precondition that makes a second
+            execution fail.
+        attempt: Tries made so far, from 1.
+        waited: Seconds waited so far.
+        random: Uniform in [0, 1), for the jitter.
+    """
+    reads = method in {"GET", "HEAD"}
+    if attempt > policy.attempts or not _may_repeat(error, reads, safe_to_double):
+        return None
+    asked = error.retry_after if isinstance(error, ApiError) else None
+    if asked is not None and asked > policy.retry_after_max:
+        return None
+    ours = min(policy.backoff_max, policy.backoff * 2.0 ** (attempt - 1)) * random
+    wait = ours if asked is None else asked + ours * 0.1
+    return wait if waited + wait <= policy.budget else None
+
+
+def _may_repeat(error: KubeTLSError, reads: bool, safe: bool) -> bool:
+    if isinstance(error, TooManyRequests):
+        return reads or error.retry_after is not None
+    if isinstance(error, _SERVER):
+        return reads or (safe and error.retry_after is not None)
+    if isinstance(error, ReadTimeout):
+        return False
+    if isinstance(error, ConnectionFailed):
+        return not error.sent or reads or safe
+    return isinstance(error, TransportError) and not error.sent and reads
