@@ -76,7 +76,9 @@ def wait_before_retry(
         random: Uniform in [0, 1), for the jitter.
     """
     reads = method in {"GET", "HEAD"}
-    if attempt > policy.attempts or not _may_repeat(error, reads, safe_to_double):
+    if attempt > policy.attempts or not _may_repeat(
+        error, reads=reads, safe=safe_to_double
+    ):
         return None
     asked = error.retry_after if isinstance(error, ApiError) else None
     if asked is not None and asked > policy.retry_after_max:
@@ -86,7 +88,7 @@ def wait_before_retry(
     return wait if waited + wait <= policy.budget else None
 
 
-def _may_repeat(error: KubeTLSError, reads: bool, safe: bool) -> bool:
+def _may_repeat(error: KubeTLSError, *, reads: bool, safe: bool) -> bool:
     if isinstance(error, TooManyRequests):
         return reads or error.retry_after is not None
     if isinstance(error, _SERVER):

@@ -122,7 +122,7 @@ def _require_certificate_block(text: bytes, number: int, source: str) -> None:
 def _decoded(body: bytes, number: int, source: str) -> bytes:
     try:
         if not _BASE64.match(body):
-            raise binascii.Error
+            raise binascii.Error  # noqa: TRY301 - one exit for both kinds of fault
         der = base64.b64decode(body, validate=True)
     except binascii.Error:
         reason = f"the block that ends in line {number} is not base64"
@@ -136,7 +136,7 @@ def _check_certificate(der: bytes, what: str, source: str, *, require_ca: bool) 
     try:
         certificate = x509.load_der_x509_certificate(der)
         extensions = certificate.extensions
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - foreign bytes: one family out
         reason = f"{what} is not strict DER: {escaped(str(error), 120)}"
         raise CredentialMalformed(source, reason) from None
     if not require_ca:

@@ -39,9 +39,10 @@ class InClusterSource:
 
     def read(self) -> Generation:
         """Read one consistent generation of token and trust anchors."""
-        return self._parsed(read_volume(self.volume))
+        return self.parse(read_volume(self.volume))
 
-    def _parsed(self, content: VolumeContent) -> Generation:
+    def parse(self, content: VolumeContent) -> Generation:
+        """Parse what was read; errors name the file."""
         token_path, ca_path = f"{self.volume}/token", f"{self.volume}/ca.crt"
         if content.token is None:
             reason = (
@@ -79,7 +80,7 @@ def in_cluster(
     endpoint = endpoint_from_environment(environ)
     source = InClusterSource(os.fspath(volume))
     content = read_volume(source.volume)
-    source._parsed(content)
+    source.parse(content)  # fails now rather than at the first request
     namespace = _namespace(content.namespace, f"{source.volume}/namespace")
     return Config(endpoint, source, namespace, "in-cluster")
 

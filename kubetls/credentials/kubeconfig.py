@@ -151,7 +151,7 @@ def kubeconfig(
     context: str | None = None,
     *,
     trust: Literal["system"] | None = None,
-    exec: Literal["allow", "refuse"] | Callable[..., bool] = "allow",
+    exec: Literal["allow", "refuse"] | Callable[..., bool] = "allow",  # noqa: A002 - the kubeconfig's own word
     files: Literal["allow", "inline-only"] = "allow",
 ) -> Config:
     """Read one context of a kubeconfig file.

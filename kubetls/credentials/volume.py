@@ -71,7 +71,7 @@ def read_volume(volume: str = DEFAULT_VOLUME) -> VolumeContent:
 @contextmanager
 def _generation(volume: str) -> Iterator[tuple[int, bool]]:
     """Open the directory of the current generation; tell whether it is swapped."""
-    data = os.path.join(volume, "..data")
+    data = f"{volume}/..data"
     try:
         descriptor, swapped = _open_directory(data), True
     except FileNotFoundError:

@@ -1,0 +1,148 @@
+"""One HTTP response: its body read with limits, and never mistaken for complete."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import urllib3.exceptions
+
+from kubetls.errors import (
+    ConnectionFailed,
+    ConnectTimeout,
+    KubeTLSError,
+    ProtocolError,
+    ReadTimeout,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from urllib3 import BaseHTTPResponse
+
+BODY_BYTES: Final = 512 * 1024 * 1024
+"""Cap for a body that is read whole; a list page of 500 large objects has megabytes."""
+
+CHUNK_BYTES: Final = 64 * 1024
+
+
+class Response:
+    """Status, headers and body of an exchange.
+
+    Attributes:
+        status: HTTP status code.
+        headers: Response headers; lookups ignore case.
+    """
+
+    def __init__(self, raw: BaseHTTPResponse, server: str) -> None:
+        self._raw = raw
+        self._server = server
+        self._body: bytes | None = None
+        self.status = raw.status
+        self.headers: Mapping[str, str] = raw.headers
+
+    @property
+    def data(self) -> bytes:
+        """The body, read whole, once.
+
+        Raises:
+            ProtocolError: Too large, or neither Content-Length nor chunked, so that a
+                cut could not be told from the end.
+            ConnectionFailed: The connection ended inside the body.
+            ReadTimeout: The server stopped sending.
+        """
+        if self._body is None:
+            self._require_framing()
+            parts: list[bytes] = []
+            size = 0
+            for part in self.stream():
+                size += len(part)
+                if size > BODY_BYTES:
+                    self.close()
+                    reason = f"the body is larger than {BODY_BYTES} bytes"
+                    raise ProtocolError(self._server, reason, True)
+                parts.append(part)
+            self._body = b"".join(parts)
+        return self._body
+
+    def json(self) -> Any:
+        """Return the body as JSON.
+
+        Raises:
+            ProtocolError: The body is no JSON.
+        """
+        try:
+            return json.loads(self.data)
+        except (ValueError, RecursionError):
+            reason = f"the body of a {self.status} response is no JSON"
+        raise ProtocolError(self._server, reason, True)
+
+    def stream(self) -> Iterator[bytes]:
+        """Yield the body as it arrives; ends only at its proper end."""
+        failure: KubeTLSError | None = None
+        try:
+            while part := self._raw.read1(CHUNK_BYTES):
+                yield part
+        except Exception as error:  # noqa: BLE001 - translated below, outside this block
+            failure = translated(error, self._server, sent=True)
+        if failure is not None:
+            self.close()
+            raise failure
+        self._raw.release_conn()
+
+    def _require_framing(self) -> None:
+        if self.status in {204, 304}:
+            return
+        chunked = "chunked" in self.headers.get("Transfer-Encoding", "").lower()
+        if not chunked and "Content-Length" not in self.headers:
+            self.close()
+            reason = "a body without Content-Length; its end could not be told"
+            raise ProtocolError(self._server, reason, True)
+        if self.headers.get("Content-Encoding", "identity") != "identity":
+            self.close()
+            reason = "a compressed body, which was not asked for"
+            raise ProtocolError(self._server, reason, True)
+
+    def interrupt(self) -> None:
+        """Make a blocked read in another thread end."""
+        self._raw.shutdown()
+
+    def close(self) -> None:
+        """Close the response's connection. Idempotent."""
+        self._raw.close()
+
+    def __repr__(self) -> str:
+        return f"<Response {self.status} from {self._server}>"
+
+
+def translated(error: Exception, server: str, *, sent: bool) -> KubeTLSError:
+    """Turn what urllib3, http.client or a socket raised into an error of ours.
+
+    The result is raised outside the except block that caught the original: the frames
+    of a failed send hold the request's header, and the token in it.
+    """
+    if isinstance(error, KubeTLSError):
+        error.__traceback__ = None
+        error.__context__ = None
+        return error
+    if isinstance(error, urllib3.exceptions.NewConnectionError):
+        return ConnectionFailed(server, f"no connection ({_cause(error)})")
+    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
+        return ConnectTimeout(server, "not connected within the connect timeout")
+    if isinstance(error, urllib3.exceptions.ReadTimeoutError | TimeoutError):
+        return ReadTimeout(server, "nothing was sent within the read timeout", sent)
+    if isinstance(error, _BROKEN):
+        return ConnectionFailed(server, f"the connection broke ({_cause(error)})", sent)
+    return ProtocolError(server, f"not HTTP as we speak it ({_cause(error)})", sent)
+
+
+_BROKEN: Final = (
+    urllib3.exceptions.ProtocolError,
+    urllib3.exceptions.SSLError,
+    OSError,
+)
+
+
+def _cause(error: Exception) -> str:
+    text = str(error.args[-1]) if error.args else type(error).__name__
+    return text.rsplit(">: ", 1)[-1][:200]
