@@ -1,0 +1,338 @@
+"""etcd and kube-apiserver, unprivileged, with certificates and flags of our choice.
+
+Starts in seconds on 127.0.0.1 and [::1] with free ports. Owned by the process that
+made it; `serve` makes it outlive nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.binaries import CONTROL_PLANE, ClusterUnavailable, programs
+from tests.cluster.pki import Authority, Pair, signing_keys
+
+READY_SECONDS = 60.0
+ISSUER = "https://kubernetes.default.svc.cluster.local"
+
+_AUDIT_POLICY = """\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules: [{level: Metadata}]
+"""
+
+
+class Processes:
+    """Children of this process, ended in reverse order, by handle and never by name."""
+
+    def __init__(self, logs: Path, prefix: tuple[str, ...] = ()) -> None:
+        self._logs = logs
+        self._prefix = prefix
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        # setpriv ends the child when this process dies, also by SIGKILL.
+        guard = shutil.which("setpriv")
+        self._guard = (guard, "--pdeathsig", "KILL", "--") if guard else ()
+
+    def start(
+        self, name: str, *command: str, env: dict[str, str] | None = None
+    ) -> None:
+        """Start one program with its output in a log of its name."""
+        with (self._logs / f"{name}.log").open("ab") as log:
+            self._running[name] = subprocess.Popen(
+                [*self._guard, *self._prefix, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | (env or {}),
+                start_new_session=True,
+            )
+
+    def require_alive(self) -> None:
+        """Raise with the end of its log when a program has ended."""
+        for name, process in self._running.items():
+            if process.poll() is not None:
+                log = (self._logs / f"{name}.log").read_text(errors="replace")
+                tail = "\n".join(log.splitlines()[-12:])
+                msg = f"{name} ended with {process.returncode}:\n{tail}"
+                raise ClusterUnavailable(msg)
+
+    def pid(self, name: str) -> int:
+        """Return a program's process id."""
+        return self._running[name].pid
+
+    def stop(self, name: str, seconds: float = 10.0) -> None:
+        """End one program: SIGTERM, then SIGKILL."""
+        process = self._running.pop(name, None)
+        if process is None:
+            return
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def stop_all(self) -> None:
+        """End all programs, the last one first."""
+        for name in reversed(list(self._running)):
+            self.stop(name, 5.0)
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago on both loopback addresses."""
+    with socket.socket(socket.AF_INET6) as sock:
+        sock.bind(("::", 0))
+        return int(sock.getsockname()[1])
+
+
+class ControlPlane:
+    """A running API server with its etcd.
+
+    Args:
+        root: Folder for keys, logs and data; made 0700.
+        serving: The API server's certificate; None for a complete one.
+        prefix: Put before every command (nsenter into a namespace).
+        port: The API server's port; None for a free one.
+        node_address: Address of the node, for the cluster with a node.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        serving: Pair | None = None,
+        prefix: tuple[str, ...] = (),
+        port: int | None = None,
+        node_address: str | None = None,
+    ) -> None:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.root = root
+        self.port = port or free_port()
+        self.authority = Authority()
+        self.processes = Processes(root, prefix)
+        self.node_address = node_address
+        self._binaries = programs(CONTROL_PLANE)
+        also = (node_address,) if node_address else ()
+        self._serving = serving or self.authority.serving(also=also)
+        self._write_files()
+
+    # ------------------------------------------------------------------ files
+
+    def _write_files(self) -> None:
+        private, public = signing_keys()
+        self.write("sa.key", private)
+        self.write("sa.pub", public)
+        self.write("ca.crt", self.authority.certificate)
+        self.write("audit.yaml", _AUDIT_POLICY.encode())
+        self._write_serving()
+        admin = self.authority.issue(
+            "admin", organization="system:masters", server=False
+        )
+        self.pair("admin", admin)
+        kubelet = self.authority.issue(
+            "kube-apiserver", organization="system:masters", server=False
+        )
+        self.pair("apiserver-kubelet", kubelet)
+
+    def _write_serving(self) -> None:
+        self.pair("serving", self._serving)
+
+    def write(self, name: str, content: bytes) -> Path:
+        """Write a file of the cluster, 0600."""
+        path = self.root / name
+        path.write_bytes(content)
+        path.chmod(0o600)
+        return path
+
+    def pair(self, name: str, pair: Pair) -> None:
+        """Write a certificate and its key as NAME.crt and NAME.key."""
+        self.write(f"{name}.crt", pair.certificate)
+        self.write(f"{name}.key", pair.key)
+
+    # ------------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Start etcd and the API server and wait until it is ready."""
+        client, peer = free_port(), free_port()
+        self._etcd = f"http://127.0.0.1:{client}"
+        self.processes.start(
+            "etcd",
+            str(self._binaries["etcd"]),
+            f"--data-dir={self.root}/etcd",
+            f"--listen-client-urls={self._etcd}",
+            f"--advertise-client-urls={self._etcd}",
+            f"--listen-peer-urls=http://127.0.0.1:{peer}",
+            f"--initial-advertise-peer-urls=http://127.0.0.1:{peer}",
+            f"--initial-cluster=default=http://127.0.0.1:{peer}",
+            "--unsafe-no-fsync",
+            "--log-level=warn",
+        )
+        self.start_apiserver()
+
+    def start_apiserver(self) -> None:
+        """Start the API server with the present certificate; wait until ready."""
+        root = self.root
+        advertise = self.node_address or "127.0.0.1"
+        self.processes.start(
+            "kube-apiserver",
+            str(self._binaries["kube-apiserver"]),
+            f"--etcd-servers={self._etcd}",
+            f"--secure-port={self.port}",
+            "--bind-address=::",
+            f"--advertise-address={advertise}",
+            *(() if self.node_address else ("--endpoint-reconciler-type=none",)),
+            f"--tls-cert-file={root}/serving.crt",
+            f"--tls-private-key-file={root}/serving.key",
+            f"--client-ca-file={root}/ca.crt",
+            f"--service-account-issuer={ISSUER}",
+            f"--service-account-key-file={root}/sa.pub",
+            f"--service-account-signing-key-file={root}/sa.key",
+            "--service-account-extend-token-expiration=false",
+            "--service-cluster-ip-range=10.96.0.0/16",
+            "--authorization-mode=Node,RBAC",
+            "--enable-admission-plugins=NodeRestriction",
+            f"--kubelet-client-certificate={root}/apiserver-kubelet.crt",
+            f"--kubelet-client-key={root}/apiserver-kubelet.key",
+            f"--kubelet-certificate-authority={root}/ca.crt",
+            "--kubelet-preferred-address-types=InternalIP",
+            "--allow-privileged=true",
+            f"--audit-policy-file={root}/audit.yaml",
+            f"--audit-log-path={root}/audit.log",
+            f"--cert-dir={root}",
+        )
+        self._wait_ready()
+
+    def _wait_ready(self) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline:
+            self.processes.require_alive()
+            with suppress(ClusterUnavailable):
+                if self.kubectl("get", "--raw", "/readyz", seconds=5).strip() == "ok":
+                    return
+            time.sleep(0.2)
+        msg = f"the API server was not ready within {READY_SECONDS:g} s"
+        raise ClusterUnavailable(msg)
+
+    def stop_apiserver(self) -> None:
+        """Stop the API server; etcd keeps its state."""
+        self.processes.stop("kube-apiserver")
+
+    def restart_apiserver(self, serving: Pair | None = None) -> None:
+        """Stop the API server and start it, with another certificate if given.
+
+        Raises:
+            ClusterUnavailable: It does not come back.
+        """
+        self.stop_apiserver()
+        if serving is not None:
+            self._serving = serving
+            self._write_serving()
+        self.start_apiserver()
+
+    def stop(self) -> None:
+        """End everything."""
+        self.processes.stop_all()
+
+    # ------------------------------------------------------------------ clients
+
+    def kubectl(self, *args: str, stdin: str | None = None, seconds: float = 60) -> str:
+        """Run kubectl as admin; the independent client.
+
+        It checks the server by its CA and by the name "kubernetes", which no test
+        takes out of the certificate.
+
+        Raises:
+            ClusterUnavailable: It failed; with its words.
+        """
+        kubeconfig = self.root / "admin.kubeconfig"
+        if not kubeconfig.exists():
+            text = self.kubeconfig(tls_server_name="kubernetes")
+            self.write("admin.kubeconfig", text.encode())
+        command = [
+            *self.processes._prefix,
+            str(self._binaries["kubectl"]),
+            f"--kubeconfig={kubeconfig}",
+            *args,
+        ]
+        try:
+            done = subprocess.run(
+                command,
+                input=stdin,
+                capture_output=True,
+                text=True,
+                timeout=seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            msg = f"kubectl {' '.join(args)}: nothing within {seconds:g} s"
+            raise ClusterUnavailable(msg) from error
+        if done.returncode:
+            msg = f"kubectl {' '.join(args)}: {done.stderr.strip()}"
+            raise ClusterUnavailable(msg)
+        return done.stdout
+
+    def kubeconfig(
+        self,
+        host: str = "127.0.0.1",
+        *,
+        token: str | None = None,
+        tls_server_name: str | None = None,
+        namespace: str = "default",
+    ) -> str:
+        """Return a kubeconfig with everything inline; admin unless a token is given."""
+
+        def inline(name: str) -> str:
+            return base64.b64encode((self.root / name).read_bytes()).decode()
+
+        user: dict[str, Any] = {"token": token}
+        if token is None:
+            user = {
+                "client-certificate-data": inline("admin.crt"),
+                "client-key-data": inline("admin.key"),
+            }
+        cluster: dict[str, Any] = {
+            "server": f"https://{f'[{host}]' if ':' in host else host}:{self.port}",
+            "certificate-authority-data": inline("ca.crt"),
+        }
+        if tls_server_name:
+            cluster["tls-server-name"] = tls_server_name
+        context = {"cluster": "test", "user": "test", "namespace": namespace}
+        return json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "test",
+                "clusters": [{"name": "test", "cluster": cluster}],
+                "users": [{"name": "test", "user": user}],
+                "contexts": [{"name": "test", "context": context}],
+            }
+        )
+
+    def token(
+        self, account: str, namespace: str = "default", *, audience: str | None = None
+    ) -> str:
+        """Request a token of a service account, made when it does not exist."""
+        with suppress(ClusterUnavailable):
+            self.kubectl("create", "serviceaccount", account, "-n", namespace)
+        extra = ("--audience", audience) if audience else ()
+        return self.kubectl(
+            "create", "token", account, "-n", namespace, "--duration=10m", *extra
+        ).strip()
+
+    def audit_entries(self) -> list[dict[str, Any]]:
+        """Return what the API server recorded of requests so far."""
+        path = self.root / "audit.log"
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text().splitlines() if line]
