@@ -17,12 +17,13 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from flame_backend.errors import LinkClosed, LinkError
+from flame_backend.errors import LinkClosed, LinkError, MalformedFrame
 from flame_backend.wire.frames import (
     HEADER,
     HEADER_BYTES,
     LENGTH_BYTES,
     Frame,
+    Kind,
     Limits,
     pack_head,
     parse_header,
@@ -109,6 +110,31 @@ class Link:
         except OSError as error:
             raise _translated(error) from error
 
+    def send_parts(self, kind: int, call_id: int, parts: Sequence[bytes]) -> None:
+        """Write one frame whose body is these parts, without joining large ones.
+
+        Raises:
+            LinkClosed: The peer is gone.
+            LinkError: The socket failed otherwise.
+        """
+        if len(parts) == 1 and len(parts[0]) <= SMALL_BYTES:
+            self.send(kind, call_id, parts[0])
+            return
+        pending = HEADER.pack(kind, 0, 0, sum(map(len, parts)), call_id)
+        try:
+            for part in parts:
+                if len(pending) + len(part) <= SMALL_BYTES:
+                    pending += part
+                    continue
+                if pending:
+                    self._write(pending)
+                pending = b""
+                self._write(part)
+            if pending:
+                self._write(pending)
+        except OSError as error:
+            raise _translated(error) from error
+
     # ------------------------------------------------------------------ receiving
 
     def receive(self) -> Frame:
@@ -130,6 +156,25 @@ class Link:
         lengths = parse_lengths(table, count, length, self.limits)
         body = self._take(length)
         return Frame(kind, call_id, body, [self._take(size) for size in lengths])
+
+    def receive_call(self) -> tuple[Kind, int, bytes | Body]:
+        """Read one frame without segments; a large body is left to be read.
+
+        For the end that obeys: a runner unpickles its parent's calls straight from
+        the link. The `Body` must be finished before the next frame is read.
+        """
+        if self._end - self._start < HEADER_BYTES:
+            self._fill(HEADER_BYTES)
+        kind, count, length, call_id = parse_header(
+            self._buffer, self.limits, self._start
+        )
+        self._start += HEADER_BYTES
+        if count:
+            msg = f"{kind.name} with segments"
+            raise MalformedFrame(msg)
+        if length <= READ_BYTES // 2:
+            return kind, call_id, self._take(length)
+        return kind, call_id, Body(self, length)
 
     def buffered_bytes(self) -> int:
         """Return bytes that were read and belong to no returned frame."""
@@ -176,6 +221,14 @@ class Link:
                     done += self._receive_into(view[done:allocated])
         return target.getvalue()
 
+    def _take_into(self, view: memoryview) -> None:
+        """Fill a buffer: what is buffered first, then straight from the socket."""
+        have = min(self._end - self._start, len(view))
+        view[:have] = self._view[self._start : self._start + have]
+        self._start += have
+        while have < len(view):
+            have += self._receive_into(view[have:])
+
     def _receive_into(self, view: memoryview) -> int:
         try:
             count = self._read(view)
@@ -201,6 +254,41 @@ class Link:
         """Close the socket. Idempotent."""
         with suppress(OSError):
             self.sock.close()
+
+
+class Body:
+    """The unread body of a frame, as the file that an unpickler wants."""
+
+    __slots__ = ("_left", "_link")
+
+    def __init__(self, link: Link, length: int) -> None:
+        self._link = link
+        self._left = length
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes, all that are left by default."""
+        size = self._left if size < 0 else min(size, self._left)
+        self._left -= size
+        return self._link._take(size)  # noqa: SLF001 - the other half of Link
+
+    def readline(self) -> bytes:
+        """Return bytes up to a newline; protocol 5 hardly ever asks."""
+        line = b""
+        while not line.endswith(b"\n") and self._left:
+            line += self.read(1)
+        return line
+
+    def readinto(self, target: bytearray | memoryview) -> int:
+        """Fill a buffer from the link, without a copy in between."""
+        view = memoryview(target).cast("B")[: self._left]
+        self._left -= len(view)
+        self._link._take_into(view)  # noqa: SLF001
+        return len(view)
+
+    def finish(self) -> None:
+        """Read and drop what is left, so that the next frame can be read."""
+        while self._left:
+            self.read(min(self._left, STEP_BYTES))
 
 
 def _translated(error: OSError) -> LinkError:

@@ -35,7 +35,7 @@ _VERSION_FLAGS = " ".join(
     f"-X {variable}={value}"
     for variable, value in (
         ("k8s.io/component-base/version.gitVersion", f"v{KUBERNETES}"),
-        ("k8s.io/component-base/version.gitMajor", KUBERNETES.split(".")[0]),
+        ("k8s.io/component-base/version.gitMajor", "1"),
         ("k8s.io/component-base/version.gitMinor", KUBERNETES.split(".")[1]),
         ("k8s.io/client-go/pkg/version.gitVersion", f"v{KUBERNETES}"),
     )

@@ -15,11 +15,13 @@ import socket
 import subprocess
 import time
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.cluster.binaries import CONTROL_PLANE, ClusterUnavailable, programs
 from tests.cluster.pki import Authority, Pair, signing_keys
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 READY_SECONDS = 60.0
 ISSUER = "https://kubernetes.default.svc.cluster.local"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import ipaddress
 from dataclasses import dataclass
 
@@ -73,10 +73,10 @@ class Authority:
         key: ec.EllipticCurvePrivateKey,
         days: float,
     ) -> x509.CertificateBuilder:
-        now = datetime.datetime.now(datetime.UTC)
-        start = now - datetime.timedelta(hours=1)
+        now = dt.datetime.now(dt.UTC)
+        start = now - dt.timedelta(hours=1)
         if days < 0:
-            start = now + datetime.timedelta(days=days - 1)
+            start = now + dt.timedelta(days=days - 1)
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -84,7 +84,7 @@ class Authority:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(start)
-            .not_valid_after(now + datetime.timedelta(days=days))
+            .not_valid_after(now + dt.timedelta(days=days))
         )
 
     def issue(
