@@ -6,13 +6,13 @@ $KUBECONFIG if set, else in-cluster when KUBERNETES_SERVICE_HOST is set, else
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING
 
 from kubetls.credentials.endpoint import HOST_VARIABLE
 from kubetls.credentials.incluster import in_cluster
-from kubetls.credentials.kubeconfig import kubeconfig
-from kubetls.errors import KubeconfigError, NotInCluster
+from kubetls.credentials.kubeconfig import config_from_files, home_file, listed_files
+from kubetls.errors import NotInCluster
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,17 +27,14 @@ def choose(environ: Mapping[str, str]) -> Config:
         NotInCluster: None applies; names every place that was looked at.
         ConfigError, CredentialError: The one that applies is malformed.
     """
-    listed = environ.get("KUBECONFIG")
-    if listed:
-        paths = [path for path in listed.split(":") if path]
-        if len(paths) != 1:
-            reason = f"names {len(paths)} files; merging is not supported yet, name one"
-            raise KubeconfigError("$KUBECONFIG", reason)
-        return kubeconfig(paths[0])
+    files = listed_files(environ)
+    if files:
+        return config_from_files(files)
     if HOST_VARIABLE in environ:
         return in_cluster(environ=environ)
-    home = Path.home() / ".kube" / "config"
-    if home.exists():
-        return kubeconfig(home)
-    reason = f"not set, nor is $KUBECONFIG, and {home} does not exist; name a config"
+    home = home_file(environ)
+    if any(map(os.path.lexists, home)):
+        return config_from_files(home)
+    looked = f"{home[0]} does not exist" if home else "$HOME is not set"
+    reason = f"not set, nor is $KUBECONFIG, and {looked}; name a kubeconfig"
     raise NotInCluster(HOST_VARIABLE, reason)

@@ -10,7 +10,6 @@ import ipaddress
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
 from kubetls.errors import ConfigError, InvalidReference, KubeconfigError, NotInCluster
 from kubetls.identity.names import IpId, ReferenceId, escaped, reference_identifier
@@ -20,9 +19,22 @@ if TYPE_CHECKING:
 
 HOST_VARIABLE: Final = "KUBERNETES_SERVICE_HOST"
 PORT_VARIABLES: Final = ("KUBERNETES_SERVICE_PORT_HTTPS", "KUBERNETES_SERVICE_PORT")
+HTTPS_PORT: Final = 443
+"""Where a kubeconfig's server listens when its URL names no port (RFC 9110 4.2.2)."""
 
 _PORT: Final = re.compile(r"[1-9][0-9]{0,4}\Z")
-_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]+)*/?\Z")
+# A namespace's name is an RFC 1123 label.
+_NAMESPACE: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
+
+# RFC 3986, as narrow as servers need it: no user, no query, no fragment. The library's
+# urlsplit repairs and guesses, and what is guessed here decides who is trusted.
+_URL: Final = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://"
+    r"(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^\[\]:/?#@]*))"
+    r"(?::(?P<port>[^/?#@]*))?"
+    r"(?P<path>/[^?#]*)?\Z"
+)
+_SEGMENT: Final = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@-]+\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +68,16 @@ class Endpoint:
         return self.url
 
 
+def is_namespace(text: str) -> bool:
+    """Tell whether text is the name of a namespace."""
+    return _NAMESPACE.match(text) is not None
+
+
 def endpoint_from_environment(environ: Mapping[str, str]) -> Endpoint:
     """Read the variables that every pod has.
+
+    The host is an IPv4 address, an IPv6 address without brackets, or a DNS name; the
+    port is _PORT_HTTPS, else _PORT.
 
     Raises:
         NotInCluster: KUBERNETES_SERVICE_HOST is not set.
@@ -66,8 +86,8 @@ def endpoint_from_environment(environ: Mapping[str, str]) -> Endpoint:
     host = environ.get(HOST_VARIABLE)
     if host is None:
         reason = (
-            "not set, so this is no pod; pass a kubeconfig or run in a cluster "
-            "(enableServiceLinks does not matter, the kubelet always sets it)"
+            "not set, so this is no pod (the kubelet always sets it); name a "
+            "kubeconfig, or run in a cluster"
         )
         raise NotInCluster(HOST_VARIABLE, reason)
     try:
@@ -80,63 +100,72 @@ def endpoint_from_environment(environ: Mapping[str, str]) -> Endpoint:
     if variable is None:
         reason = f"neither it nor {PORT_VARIABLES[1]} is set"
         raise ConfigError(PORT_VARIABLES[0], reason)
-    return Endpoint(address, _port(environ[variable], variable))
+    try:
+        return Endpoint(address, _port(environ[variable]))
+    except ValueError as error:
+        raise ConfigError(variable, str(error)) from None
 
 
 def _refuse_special(address: IpId) -> None:
     value = ipaddress.ip_address(address.octets)
-    if value.is_unspecified or value.is_multicast:
+    mapped = getattr(value, "ipv4_mapped", None)
+    if mapped is not None:
+        reason = f"{value} is IPv4-mapped; certificates carry {mapped}, set that"
+    elif value.is_unspecified or value.is_multicast:
         reason = f"{value} is no address of one server"
-    elif getattr(value, "ipv4_mapped", None):
-        reason = f"{value} is IPv4-mapped; certificates carry the IPv4 address"
     else:
         return
     raise ConfigError(HOST_VARIABLE, reason)
 
 
-def _port(text: str, source: str) -> int:
+def _port(text: str) -> int:
     if not _PORT.match(text) or int(text) > 65535:
-        shown = escaped(text, 40)
         hint = " (an old link variable)" if text.startswith("tcp:") else ""
-        reason = f"{shown!r} is no port from 1 to 65535{hint}"
-        raise ConfigError(source, reason)
+        msg = f"{escaped(text, 40)!r} is no port from 1 to 65535{hint}"
+        raise ValueError(msg)
     return int(text)
 
 
-def endpoint_from_url(url: str, field: str, server_name: str | None = None) -> Endpoint:
-    """Read a kubeconfig's `server` and `tls-server-name`.
+def endpoint_from_url(
+    url: str, field: str, server_name: ReferenceId | None = None
+) -> Endpoint:
+    """Read a kubeconfig's `server`.
+
+    Args:
+        url: https://host[:port][/prefix]; the prefix is kept.
+        field: What errors name.
+        server_name: The parsed tls-server-name.
 
     Raises:
-        KubeconfigError: The URL is not https, or has parts that make no sense there;
-            names the field and the rule.
+        KubeconfigError: The URL breaks a rule; names the field and the rule. The
+            text of the URL is not repeated: user and query parts may be secret.
     """
-    if not url.isascii() or any(char <= " " or char == "\x7f" for char in url):
-        raise KubeconfigError(field, "not a URL: blanks, controls or non-ASCII in it")
-    try:
-        parts = urlsplit(url)
-        port_text = parts.netloc.rpartition("]")[2].rpartition(":")[2]
-        has_port = ":" in parts.netloc.rpartition("]")[2]
-    except ValueError as error:
-        raise KubeconfigError(field, f"not a URL: {error}") from error
-    if parts.scheme != "https":
-        reason = f"scheme {escaped(parts.scheme)!r}: credentials go over https only"
+    parts = _URL.match(url)
+    if parts is None:
+        reason = (
+            "must be https://host:port, with a path at most: no user, no query, no "
+            "fragment, IPv6 in brackets"
+        )
         raise KubeconfigError(field, reason)
-    if parts.query or parts.fragment or "@" in parts.netloc or "?" in url:
-        reason = "user, query and fragment do not belong in a server URL"
+    if parts["scheme"].lower() != "https":
+        scheme = escaped(parts["scheme"], 20)
+        reason = f"scheme {scheme!r}: credentials go over https only"
         raise KubeconfigError(field, reason)
-    if not _PATH.match(parts.path):
-        raise KubeconfigError(field, "the path has characters that need escaping")
-    host = parts.netloc.rpartition(":")[0] if has_port else parts.netloc
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-        if ":" not in host:
-            raise KubeconfigError(field, "brackets are for IPv6 addresses")
+    if parts["ipv6"] is not None and ":" not in parts["ipv6"]:
+        raise KubeconfigError(field, "brackets are for IPv6 addresses")
     try:
-        address = reference_identifier(host)
-        name = reference_identifier(server_name) if server_name else None
-        port = _port(port_text, field) if has_port else 443
-    except ConfigError as error:
-        raise KubeconfigError(field, error.reason) from error
-    except InvalidReference as error:
-        raise KubeconfigError(field, str(error)) from error
-    return Endpoint(address, port, name, parts.path.rstrip("/"))
+        address = reference_identifier(parts["ipv6"] or parts["host"] or "")
+        port = HTTPS_PORT if parts["port"] is None else _port(parts["port"])
+    except ValueError as error:  # InvalidReference is one
+        raise KubeconfigError(field, str(error)) from None
+    return Endpoint(address, port, server_name, _path_prefix(parts["path"], field))
+
+
+def _path_prefix(path: str | None, field: str) -> str:
+    prefix = (path or "").rstrip("/")
+    for segment in prefix.split("/")[1:]:
+        # Dot segments would be folded on the way and lead out of the prefix.
+        if segment in {".", ".."} or not _SEGMENT.match(segment):
+            reason = f"path segment {escaped(segment, 40)!r} cannot be kept as it is"
+            raise KubeconfigError(field, reason)
+    return prefix

@@ -8,23 +8,21 @@ to a DNS name, or to requests without credentials.
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from kubetls.credentials.anchors import parse_anchors
 from kubetls.credentials.config import Config, Generation
-from kubetls.credentials.endpoint import endpoint_from_environment
+from kubetls.credentials.endpoint import endpoint_from_environment, is_namespace
 from kubetls.credentials.token import parse_mounted_token
 from kubetls.credentials.volume import DEFAULT_VOLUME, VolumeContent, read_volume
-from kubetls.errors import CredentialMalformed, CredentialMissing
+from kubetls.errors import CredentialEmpty, CredentialMalformed, CredentialMissing
 from kubetls.identity.names import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# A namespace's name is an RFC 1123 label.
-_NAMESPACE: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
+    from kubetls.credentials.hidden import HiddenBytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +37,7 @@ class InClusterSource:
 
     def read(self) -> Generation:
         """Read one consistent generation of token and trust anchors."""
-        return self.parse(read_volume(self.volume))
-
-    def parse(self, content: VolumeContent) -> Generation:
-        """Parse what was read; errors name the file."""
-        token_path, ca_path = f"{self.volume}/token", f"{self.volume}/ca.crt"
-        if content.token is None:
-            reason = (
-                "no token; automountServiceAccountToken is false for this pod or its "
-                "service account, or the volume was replaced"
-            )
-            raise CredentialMissing(token_path, reason)
-        if content.ca is None:
-            reason = "no CA bundle; the server cannot be verified without it"
-            raise CredentialMissing(ca_path, reason)
-        return Generation(
-            anchors=parse_anchors(content.ca, ca_path, require_ca=True),
-            token=parse_mounted_token(content.token, token_path),
-        )
+        return _generation(read_volume(self.volume), self.volume)
 
 
 def in_cluster(
@@ -80,18 +61,37 @@ def in_cluster(
     endpoint = endpoint_from_environment(environ)
     source = InClusterSource(os.fspath(volume))
     content = read_volume(source.volume)
-    source.parse(content)  # fails now rather than at the first request
+    _generation(content, source.volume)  # fails now, not at the first request
     namespace = _namespace(content.namespace, f"{source.volume}/namespace")
     return Config(endpoint, source, namespace, "in-cluster")
 
 
-def _namespace(content: bytes | None, path: str) -> str:
+def _generation(content: VolumeContent, volume: str) -> Generation:
+    token_path, ca_path = f"{volume}/token", f"{volume}/ca.crt"
+    if content.token is None:
+        reason = (
+            "no token; automountServiceAccountToken is false for this pod or its "
+            "service account (set it to true), or the volume was replaced"
+        )
+        raise CredentialMissing(token_path, reason)
+    if content.ca is None:
+        reason = "no CA bundle; the server cannot be verified without it"
+        raise CredentialMissing(ca_path, reason)
+    return Generation(
+        anchors=parse_anchors(content.ca.content, ca_path, authorities_only=True),
+        token=parse_mounted_token(content.token.content, token_path),
+    )
+
+
+def _namespace(content: HiddenBytes | None, path: str) -> str:
     # Custom projected volumes often leave it out; requests that name their namespace
     # work all the same, so "default" as everywhere else in Kubernetes.
     if content is None:
         return "default"
-    text = content.decode("latin-1").strip()
-    if not _NAMESPACE.match(text):
+    text = content.content.decode("latin-1").strip(" \t\r\n")
+    if not text:
+        raise CredentialEmpty(path, "holds no namespace")
+    if not is_namespace(text):
         reason = f"{escaped(text)!r} is no namespace (RFC 1123 label)"
         raise CredentialMalformed(path, reason)
     return text

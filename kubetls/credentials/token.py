@@ -15,6 +15,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from kubetls.credentials.hidden import leaves_no_frame
 from kubetls.errors import CredentialEmpty, CredentialMalformed
 
 if TYPE_CHECKING:
@@ -30,19 +31,34 @@ _VISIBLE: Final = re.compile(r"[!-~]+\Z")
 
 
 class BoundToken:
-    """A bearer token. Compared in constant time; never printed, never pickled."""
+    """A bearer token. Compared in constant time; never printed, never pickled.
+
+    Attributes:
+        expires_at: `exp` of a JWT (seconds since the epoch), None when it has none.
+        warn_after: Kubernetes' `warnafter`: when the kubelet should have renewed it.
+            Both are read unverified, for scheduling and diagnosis alone.
+    """
 
     __slots__ = ("_reveal", "expires_at", "warn_after")
 
+    expires_at: float | None
+    warn_after: float | None
+    _reveal: Callable[[], str]
+
     def __init__(self, text: str) -> None:
-        # A closure, not an attribute: dumps of attributes and of a frame's variables
-        # show a function.
-        self._reveal: Callable[[], str] = lambda: text
         claims = _claims(text)
         kubernetes = claims.get("kubernetes.io")
         late = kubernetes.get("warnafter") if isinstance(kubernetes, dict) else None
-        self.expires_at = _seconds(claims.get("exp"))
-        self.warn_after = _seconds(late)
+        keep = object.__setattr__
+        # A closure, not an attribute: dumps of attributes show a function.
+        keep(self, "_reveal", lambda: text)
+        keep(self, "expires_at", _seconds(claims.get("exp")))
+        keep(self, "warn_after", _seconds(late))
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        """Refuse: a token is a value."""
+        msg = f"a token has no settable attribute {name!r}"
+        raise AttributeError(msg)
 
     def reveal(self) -> str:
         """Return the token's text, for the Authorization header alone."""
@@ -84,6 +100,7 @@ def _seconds(value: object) -> float | None:
     return float(value) if 0 <= value < 2**40 else None
 
 
+@leaves_no_frame
 def parse_mounted_token(content: bytes, path: str) -> BoundToken:
     """Parse the token of a service-account mount: three base64url segments.
 
@@ -93,11 +110,14 @@ def parse_mounted_token(content: bytes, path: str) -> BoundToken:
         CredentialEmpty, CredentialMalformed: Names the path, never the content.
     """
     reason = "not a bound token (three base64url segments; RFC 7515 section 7.1)"
-    return _parsed(content, path, _BOUND, reason)
+    return _parsed(content.removesuffix(b"\n"), path, _BOUND, reason)
 
 
+@leaves_no_frame
 def parse_opaque_token(content: bytes, path: str) -> BoundToken:
     """Parse a token of a kubeconfig: visible ASCII of any form, capped.
+
+    Blanks and newlines around it are dropped, as kubectl does.
 
     Raises:
         CredentialEmpty, CredentialMalformed: Names the path, never the content.
@@ -109,13 +129,11 @@ def parse_opaque_token(content: bytes, path: str) -> BoundToken:
 def _parsed(
     content: bytes, path: str, grammar: re.Pattern[str], reason: str
 ) -> BoundToken:
-    content = content.removesuffix(b"\n")
     if not content.strip():
         raise CredentialEmpty(path, "holds no token")
     if len(content) > TOKEN_BYTES:
         raise CredentialMalformed(path, f"longer than {TOKEN_BYTES} bytes")
     text = content.decode("latin-1")
     if not grammar.match(text):
-        del text, content
         raise CredentialMalformed(path, reason)
     return BoundToken(text)

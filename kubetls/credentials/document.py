@@ -1,0 +1,204 @@
+"""A kubeconfig's YAML as a tree of entries that know their place. Pure.
+
+Only what kubeconfigs are made of: mappings, lists, text, true and false. Numbers and
+dates stay text, as for kubectl (a context may be named 2024-01-01). Aliases, custom
+tags and repeated keys are refused: the first expand without bound, the second build
+objects, the third mean different things to different readers.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from kubetls.credentials.hidden import HiddenBytes, leaves_no_frame
+from kubetls.errors import KubeconfigError
+from kubetls.identity.names import escaped
+
+if TYPE_CHECKING:
+    import yaml
+
+DOCUMENT_BYTES: Final = 1024 * 1024
+"""A kubeconfig of hundreds of clusters stays far below."""
+
+_TAG: Final = "tag:yaml.org,2002:"
+_SCALARS: Final = frozenset(
+    _TAG + kind
+    for kind in ("str", "bool", "null", "int", "float", "timestamp", "value", "merge")
+)
+# YAML 1.2: yes and on are words. A flag written so is refused as no flag.
+_TRUE: Final = ("true", "True", "TRUE")
+_FALSE: Final = ("false", "False", "FALSE")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One mapping of a kubeconfig, read field by field, with its place for errors.
+
+    Attributes:
+        values: Its fields; never shown, they may be secret.
+        file: The kubeconfig it stands in.
+        path: Where in it, "" for the whole document.
+    """
+
+    values: dict[str, Any] = field(repr=False)
+    file: str
+    path: str = ""
+
+    def place(self, name: str) -> str:
+        """Return file and path of a field, for errors."""
+        path = f"{self.path}.{name}" if self.path else name
+        return f"{self.file}: {path}"
+
+    def text(self, name: str) -> str | None:
+        """Return a text field; None when absent or empty."""
+        found = self.values.get(name)
+        if found is None or found == "":
+            return None
+        if isinstance(found, str):
+            return found
+        del found
+        raise KubeconfigError(self.place(name), "must be text")
+
+    def hidden(self, name: str) -> HiddenBytes | None:
+        """Return a text field that may be secret; None when absent or empty."""
+        text = self.text(name)
+        # A lone surrogate stays illegal instead of becoming a question mark.
+        return (
+            None if text is None else HiddenBytes(text.encode(errors="surrogatepass"))
+        )
+
+    def flag(self, name: str) -> bool:
+        """Return a true or false field; False when absent."""
+        found = self.values.get(name)
+        if found is None or isinstance(found, bool):
+            return bool(found)
+        del found
+        raise KubeconfigError(self.place(name), "must be true or false")
+
+    def has(self, name: str) -> bool:
+        """Tell whether a field is there and not empty, whatever its type."""
+        return self.values.get(name) not in (None, "", False, {}, [])
+
+    def body(self, name: str, path: str) -> Entry:
+        """Return the mapping in a field; absent is empty, as for kubectl."""
+        found = self.values.get(name)
+        if found is None or isinstance(found, dict):
+            return Entry(found or {}, self.file, path)
+        del found
+        raise KubeconfigError(self.place(name), "must be a mapping")
+
+    def listed(self, listing: str) -> dict[str, Entry]:
+        """Return the entries of a list by their names.
+
+        Raises:
+            KubeconfigError: The list or an entry has another shape, or a name comes
+                twice (kubectl refuses that as well).
+        """
+        found = self.values.get(listing) or []
+        if not isinstance(found, list) or not all(isinstance(e, dict) for e in found):
+            del found
+            raise KubeconfigError(self.place(listing), "must be a list of mappings")
+        entries: dict[str, Entry] = {}
+        for number in range(len(found)):
+            entry = Entry(found[number], self.file, f"{listing}[{number}]")
+            name = entry.text("name") or ""
+            if name in entries:
+                del found
+                reason = f"the name {escaped(name)!r} stands there twice"
+                raise KubeconfigError(self.place(listing), reason)
+            entries[name] = entry
+        return entries
+
+
+@leaves_no_frame
+def parse_document(content: HiddenBytes, file: str) -> Entry:
+    """Read one kubeconfig.
+
+    Raises:
+        KubeconfigError: Not YAML, or not of the shape of a kubeconfig.
+
+    Untrusted input:
+        At most `DOCUMENT_BYTES`; no aliases, so the work is bounded by the text.
+    """
+    if len(content) > DOCUMENT_BYTES:
+        raise KubeconfigError(file, f"larger than {DOCUMENT_BYTES} bytes")
+    document = Entry(_parsed(content, file), file)
+    for name, expected in (("apiVersion", "v1"), ("kind", "Config")):
+        if document.text(name) not in {None, expected}:
+            raise KubeconfigError(document.place(name), f"must be {expected}")
+    return document
+
+
+def _parsed(content: HiddenBytes, file: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        loader = _loader()(content.content)
+        loader.name = file
+        node = loader.get_single_node()
+        values = None if node is None else _plain(node, file, "")
+    except KubeconfigError:
+        raise
+    except RecursionError:
+        raise KubeconfigError(file, "nested too deeply") from None
+    # Besides its own errors the library lets those of int() and chr() through.
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else ""
+        raise KubeconfigError(file, f"not one YAML document{where}") from None
+    if not isinstance(values, dict):
+        raise KubeconfigError(file, "holds no mapping, so it is no kubeconfig")
+    return values
+
+
+@functools.cache
+def _loader() -> type[yaml.SafeLoader]:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """The composer of PyYAML without aliases; it builds nodes, no objects."""
+
+        def compose_node(
+            self, parent: yaml.Node | None, index: int
+        ) -> yaml.Node | None:
+            if self.check_event(yaml.AliasEvent):
+                raise KubeconfigError(self.name, "YAML aliases are refused")
+            return super().compose_node(parent, index)
+
+    return Loader
+
+
+def _plain(node: yaml.Node, file: str, path: str) -> Any:
+    import yaml
+
+    if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
+        return _scalar(node)
+    if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
+        return [
+            _plain(item, file, f"{path}[{number}]")
+            for number, item in enumerate(node.value)
+        ]
+    if not isinstance(node, yaml.MappingNode) or node.tag != f"{_TAG}map":
+        reason = f"the tag {escaped(node.tag)} has no place in a kubeconfig"
+        raise KubeconfigError(f"{file}: {path}", reason)
+    values: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise KubeconfigError(f"{file}: {path}", "a key must be text")
+        key = key_node.value
+        place = f"{path}.{escaped(key)}" if path else escaped(key)
+        if key in values:
+            raise KubeconfigError(f"{file}: {place}", "stands there twice")
+        values[key] = _plain(value_node, file, place)
+    return values
+
+
+def _scalar(node: yaml.ScalarNode) -> str | bool | None:
+    text: str = node.value
+    if node.tag == f"{_TAG}null":
+        return None
+    if node.tag == f"{_TAG}bool" and text in _TRUE + _FALSE:
+        return text in _TRUE
+    return text
