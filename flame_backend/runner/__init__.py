@@ -1,0 +1,1 @@
+"""What runs on a runner: agent, zygote and slots (docs/decisions/0003)."""

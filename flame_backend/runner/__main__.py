@@ -1,0 +1,47 @@
+"""Start of a runner: `python -P -m flame_backend.runner`.
+
+The first process becomes the agent. It forks the zygote before anything else, so that
+neither TLS state nor a thread can exist in it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+from flame_backend.errors import ParentError
+from flame_backend.runner.parent import VARIABLE, parse_parent, remember
+
+EXIT_USAGE = 64
+
+
+def main() -> int:
+    """Run the agent; return its exit code."""
+    text = os.environ.get(VARIABLE)
+    if text is None:
+        print(f"{VARIABLE} is not set: runners are started by a pool", file=sys.stderr)
+        return EXIT_USAGE
+    try:
+        parent = parse_parent(text)
+    except ParentError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
+    remember(parent)
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        if parent.transport == "fd":
+            os.close(parent.fd)
+        from flame_backend.runner.zygote import run_zygote
+
+        run_zygote(theirs, parent)
+    theirs.close()
+    from flame_backend.runner.agent import Agent
+
+    return Agent(parent, ours, pid).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""A slot: one process, one link, one call at a time, call after call.
+
+Forked from the zygote with the app loaded. The link opens with the slot's one-use
+ticket. User code may raise, exit, print and fork as it likes; whatever it does ends in
+one RESULT or ERROR frame, or in the end of this process, which the zygote reports.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import socket
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from flame_backend.errors import LinkError, PayloadTooLarge, ResultNotSerializable
+from flame_backend.runner.dial import dial
+from flame_backend.wire.exceptions import encode_exception
+from flame_backend.wire.frames import Kind, Limits
+from flame_backend.wire.functions import dump_object, load_call
+from flame_backend.wire.link import Link
+from flame_backend.wire.values import Encoded, encode
+
+if TYPE_CHECKING:
+    from flame_backend.runner.parent import Parent
+
+EXIT_OK: Final = 0
+EXIT_LINK: Final = 74
+
+EMPTY: Final[tuple[Any, ...]] = ()
+
+
+def run_slot(
+    parent: Parent, setup: dict[str, Any], facts: dict[str, Any], descriptor: int
+) -> int:
+    """Serve calls until the parent closes the link; return the exit code."""
+    faulthandler.enable()
+    _close_stdin()
+    try:
+        if parent.transport == "fd":
+            sock = socket.socket(fileno=descriptor)
+            sock.setblocking(True)
+        else:
+            sock = dial(parent)
+        link = Link(sock, Limits(setup["max_payload"]))
+        link.send(Kind.TICKET, 0, bytes.fromhex(facts["ticket"]))
+    except (OSError, LinkError) as error:
+        print(f"flame_backend.runner: no link to the parent: {error}", file=sys.stderr)
+        return EXIT_LINK
+    return Slot(link, setup).serve()
+
+
+def _close_stdin() -> None:
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+
+
+class Slot:
+    """The loop of one slot."""
+
+    def __init__(self, link: Link, setup: dict[str, Any]) -> None:
+        self._link = link
+        self._result_types = setup["result_types"]
+        self._pickles = setup["results"] == "pickle"
+        self._limit = setup["max_result"]
+
+    def serve(self) -> int:
+        """Take calls until the link ends."""
+        link = self._link
+        try:
+            while True:
+                kind, call_id, body = link.receive_call()
+                if kind is not Kind.CALL:
+                    return EXIT_LINK
+                answer, encoded = self._answer(body)
+                link.send(answer, call_id, encoded.body, encoded.segments)
+        except LinkError:
+            return EXIT_OK
+
+    def _answer(self, body: Any) -> tuple[Kind, Encoded]:
+        """Run one call and encode its outcome."""
+        try:
+            try:
+                function, args, kwargs = load_call(body)
+            finally:
+                if type(body) is not bytes:
+                    body.finish()
+            value = function(*args, **kwargs)
+            return Kind.RESULT, self._encoded(value)
+        except LinkError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - the one catch-all, around the user's function
+            return Kind.ERROR, self._failure(error)
+
+    def _encoded(self, value: object) -> Encoded:
+        if not self._pickles:
+            return encode(value, result_types=self._result_types, limit=self._limit)
+        try:
+            body = dump_object(value)
+        except TypeError as error:
+            raise ResultNotSerializable(str(error)) from error
+        if len(body) > self._limit:
+            raise PayloadTooLarge("result", len(body), self._limit)
+        return Encoded(body, [])
+
+    def _failure(self, error: BaseException) -> Encoded:
+        # Our own refusals of the result keep their class: the parent's table of
+        # exceptions has no way to make them, so they are told by name.
+        encoded = encode_exception(error, result_types=self._result_types)
+        if self._pickles:
+            encoded.segments.append(_pickled(error))
+        return encoded
+
+
+def _pickled(error: BaseException) -> bytes:
+    """Pickle an exception and prove that it comes back; b"" when it does not."""
+    from flame_backend.wire.functions import load_object
+
+    if not isinstance(error, Exception):
+        return b""
+    try:
+        body = dump_object(error)
+        load_object(body)
+    except Exception:  # noqa: BLE001 - exceptions with odd constructors
+        return b""
+    return body
