@@ -157,7 +157,7 @@ def test_bundle_without_an_authority_is_refused_in_a_cluster() -> None:
 
 
 def test_anchors_show_a_rotation() -> None:
-    """Equal by content; the fingerprint follows; the system's store is its own value."""
+    """Equal by content; so is the fingerprint; the system's store is another value."""
     old, new = parse_anchors(CA_PEM, SOURCE), parse_anchors(OTHER_CA_PEM, SOURCE)
     assert old == parse_anchors(b"# again\n" + CA_PEM, "elsewhere")
     assert old != new

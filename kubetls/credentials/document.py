@@ -1,14 +1,14 @@
 """A kubeconfig's YAML as a tree of entries that know their place. Pure.
 
 Only what kubeconfigs are made of: mappings, lists, text, true and false. Numbers and
-dates stay text, as for kubectl (a context may be named 2024-01-01). Aliases, custom
-tags and repeated keys are refused: the first expand without bound, the second build
-objects, the third mean different things to different readers.
+dates stay text, as for kubectl (a context may be named 2024-01-01). Custom tags and
+repeated keys are refused: the first build objects, the second mean different things to
+different readers. Aliases expand within a budget.
 """
 
 from __future__ import annotations
 
-import functools
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,10 +17,15 @@ from kubetls.errors import KubeconfigError
 from kubetls.identity.names import escaped
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import yaml
 
 DOCUMENT_BYTES: Final = 1024 * 1024
 """A kubeconfig of hundreds of clusters stays far below."""
+
+NODE_COUNT: Final = 200_000
+"""Values in a document, aliases expanded; hundreds of clusters have ten thousand."""
 
 _TAG: Final = "tag:yaml.org,2002:"
 _SCALARS: Final = frozenset(
@@ -35,6 +40,9 @@ _FALSE: Final = ("false", "False", "FALSE")
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One mapping of a kubeconfig, read field by field, with its place for errors.
+
+    A value that is refused may be a secret in the wrong place: no method holds one
+    when it raises.
 
     Attributes:
         values: Its fields; never shown, they may be secret.
@@ -100,15 +108,18 @@ class Entry:
         if not isinstance(found, list) or not all(isinstance(e, dict) for e in found):
             del found
             raise KubeconfigError(self.place(listing), "must be a list of mappings")
+        items = [
+            Entry(item, self.file, f"{listing}[{number}]")
+            for number, item in enumerate(found)
+        ]
+        del found
         entries: dict[str, Entry] = {}
-        for number in range(len(found)):
-            entry = Entry(found[number], self.file, f"{listing}[{number}]")
-            name = entry.text("name") or ""
+        for item in items:
+            name = item.text("name") or ""
             if name in entries:
-                del found
                 reason = f"the name {escaped(name)!r} stands there twice"
                 raise KubeconfigError(self.place(listing), reason)
-            entries[name] = entry
+            entries[name] = item
         return entries
 
 
@@ -120,7 +131,7 @@ def parse_document(content: HiddenBytes, file: str) -> Entry:
         KubeconfigError: Not YAML, or not of the shape of a kubeconfig.
 
     Untrusted input:
-        At most `DOCUMENT_BYTES`; no aliases, so the work is bounded by the text.
+        At most `DOCUMENT_BYTES`, and `NODE_COUNT` values once aliases are expanded.
     """
     if len(content) > DOCUMENT_BYTES:
         raise KubeconfigError(file, f"larger than {DOCUMENT_BYTES} bytes")
@@ -135,10 +146,9 @@ def _parsed(content: HiddenBytes, file: str) -> dict[str, Any]:
     import yaml
 
     try:
-        loader = _loader()(content.content)
-        loader.name = file
-        node = loader.get_single_node()
-        values = None if node is None else _plain(node, file, "")
+        # Nodes, not objects: constructors of the library never run.
+        node = yaml.SafeLoader(content.content).get_single_node()
+        values = None if node is None else _plain(node, file, "", itertools.count())
     except KubeconfigError:
         raise
     except RecursionError:
@@ -153,36 +163,30 @@ def _parsed(content: HiddenBytes, file: str) -> dict[str, Any]:
     return values
 
 
-@functools.cache
-def _loader() -> type[yaml.SafeLoader]:
+def _plain(node: yaml.Node, file: str, path: str, seen: Iterator[int]) -> Any:
+    """Return what a node stands for; `seen` counts, or aliases expand for ever."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        """The composer of PyYAML without aliases; it builds nodes, no objects."""
-
-        def compose_node(
-            self, parent: yaml.Node | None, index: int
-        ) -> yaml.Node | None:
-            if self.check_event(yaml.AliasEvent):
-                raise KubeconfigError(self.name, "YAML aliases are refused")
-            return super().compose_node(parent, index)
-
-    return Loader
-
-
-def _plain(node: yaml.Node, file: str, path: str) -> Any:
-    import yaml
-
+    if next(seen) >= NODE_COUNT:
+        raise KubeconfigError(file, f"more than {NODE_COUNT} values, aliases expanded")
     if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
         return _scalar(node)
     if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
         return [
-            _plain(item, file, f"{path}[{number}]")
+            _plain(item, file, f"{path}[{number}]", seen)
             for number, item in enumerate(node.value)
         ]
-    if not isinstance(node, yaml.MappingNode) or node.tag != f"{_TAG}map":
-        reason = f"the tag {escaped(node.tag)} has no place in a kubeconfig"
-        raise KubeconfigError(f"{file}: {path}", reason)
+    if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
+        return _mapping(node, file, path, seen)
+    reason = f"the tag {escaped(node.tag)} has no place in a kubeconfig"
+    raise KubeconfigError(f"{file}: {path}", reason)
+
+
+def _mapping(
+    node: yaml.MappingNode, file: str, path: str, seen: Iterator[int]
+) -> dict[str, Any]:
+    import yaml
+
     values: dict[str, Any] = {}
     for key_node, value_node in node.value:
         if not isinstance(key_node, yaml.ScalarNode):
@@ -191,7 +195,7 @@ def _plain(node: yaml.Node, file: str, path: str) -> Any:
         place = f"{path}.{escaped(key)}" if path else escaped(key)
         if key in values:
             raise KubeconfigError(f"{file}: {place}", "stands there twice")
-        values[key] = _plain(value_node, file, place)
+        values[key] = _plain(value_node, file, place, seen)
     return values
 
 

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from kubetls.credentials.hidden import leaves_no_frame
 from kubetls.errors import ConfigError, InvalidReference, KubeconfigError, NotInCluster
 from kubetls.identity.names import IpId, ReferenceId, escaped, reference_identifier
 
@@ -126,6 +127,7 @@ def _port(text: str) -> int:
     return int(text)
 
 
+@leaves_no_frame
 def endpoint_from_url(
     url: str, field: str, server_name: ReferenceId | None = None
 ) -> Endpoint:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from kubetls.credentials.config import Config
 from kubetls.credentials.endpoint import Endpoint, endpoint_from_url, is_namespace
+from kubetls.credentials.hidden import leaves_no_frame
 from kubetls.credentials.kubeconfig_source import (
     KubeconfigSource,
     checked_cluster,
@@ -135,6 +136,7 @@ def _current_context(documents: Sequence[Entry]) -> str:
     )
 
 
+@leaves_no_frame  # a URL's user part is a password
 def _endpoint(cluster: Entry) -> Endpoint:
     server = cluster.text("server")
     if server is None:
