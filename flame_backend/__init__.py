@@ -1,1 +1,121 @@
-"""placeholder."""
+"""FLAME for Python: wrap any call in a pool and it runs on a runner.
+
+    import flame_backend as flame
+
+    with flame.Pool("thumbs", max=4) as pool:
+        print(pool.call(sum, [1, 2, 3]))
+
+A runner is a pod made from this pod's own manifest, or, on one machine, a local
+process. Every public name is listed in `__all__` and loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from flame_backend.backends.kubernetes.backend import KubernetesBackend
+    from flame_backend.backends.local import LocalBackend
+    from flame_backend.errors import (
+        AppImportError,
+        AuthRefused,
+        BootDenied,
+        BootError,
+        BootTimeout,
+        CallCancelled,
+        CallCrashed,
+        CallError,
+        CallTimeout,
+        ConfigurationError,
+        ContainerConfigError,
+        FlameError,
+        ImagePullError,
+        LinkClosed,
+        LinkError,
+        LinkUnauthenticated,
+        MalformedFrame,
+        ManifestError,
+        NestedCallError,
+        NotSerializable,
+        ParentError,
+        PayloadTooLarge,
+        PoolClosed,
+        PoolError,
+        PoolSaturated,
+        QuotaExceeded,
+        RemoteError,
+        ResultNotSerializable,
+        RunnerLost,
+        Unschedulable,
+        VersionSkew,
+    )
+    from flame_backend.pool.calls import CallInfo, FlameFuture
+    from flame_backend.pool.executor import Pool
+    from flame_backend.runner.parent import Parent, parent
+
+_HOMES: Final = {
+    "flame_backend.backends.kubernetes.backend": ("KubernetesBackend",),
+    "flame_backend.backends.local": ("LocalBackend",),
+    "flame_backend.pool.calls": ("CallInfo", "FlameFuture"),
+    "flame_backend.pool.executor": ("Pool",),
+    "flame_backend.runner.parent": ("Parent", "parent"),
+}
+_HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AppImportError",
+    "AuthRefused",
+    "BootDenied",
+    "BootError",
+    "BootTimeout",
+    "CallCancelled",
+    "CallCrashed",
+    "CallError",
+    "CallInfo",
+    "CallTimeout",
+    "ConfigurationError",
+    "ContainerConfigError",
+    "FlameError",
+    "FlameFuture",
+    "ImagePullError",
+    "KubernetesBackend",
+    "LinkClosed",
+    "LinkError",
+    "LinkUnauthenticated",
+    "LocalBackend",
+    "MalformedFrame",
+    "ManifestError",
+    "NestedCallError",
+    "NotSerializable",
+    "Parent",
+    "ParentError",
+    "PayloadTooLarge",
+    "Pool",
+    "PoolClosed",
+    "PoolError",
+    "PoolSaturated",
+    "QuotaExceeded",
+    "RemoteError",
+    "ResultNotSerializable",
+    "RunnerLost",
+    "Unschedulable",
+    "VersionSkew",
+    "parent",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        msg = f"module 'flame_backend' has no attribute {name!r}"
+        raise AttributeError(msg)
+    home = _HOME_OF.get(name, "flame_backend.errors")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -159,6 +159,12 @@ class RunnerLost(FlameError):
         self.exit_code = exit_code
         self.signal = signal
 
+    def seen_by_call(self, *, started: bool) -> RunnerLost:
+        """Return the same loss for one of the runner's calls."""
+        return RunnerLost(
+            self.runner, self.reason, self.detail, started, self.exit_code, self.signal
+        )
+
     def __str__(self) -> str:
         when = "while it ran the call" if self.started else "before the call started"
         return f"runner {self.runner} was lost {when}: {self.reason} ({self.detail})"

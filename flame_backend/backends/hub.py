@@ -232,7 +232,13 @@ class Hub:
         if frame.kind is Kind.PING:
             return
         facts = json.loads(bytes(frame.body))
-        if frame.kind is Kind.READY:
+        if frame.kind is Kind.HELLO and agent.passes:
+            skew = version_skew(facts)
+            if skew is not None:
+                agent.expected = True
+                self._events.agent_failed(agent.name, "connect", skew, "")
+                self._drop(agent.name)
+        elif frame.kind is Kind.READY:
             phases = [(clean(name, 32), float(took)) for name, took in facts["phases"]]
             self._events.agent_ready(agent.name, phases)
         elif frame.kind is Kind.FAILED:
@@ -351,10 +357,9 @@ def welcome_body(spec: PoolSpec) -> bytes:
         cwd = os.getcwd()  # noqa: PTH109 - text is what travels
     except OSError:
         cwd = ""
-    paths = {"sys_path": [path for path in sys.path if path], "cwd": cwd}
-    # The script's own folder is what python puts first; "" means the working folder.
-    if "" in sys.path and cwd:
-        paths["sys_path"].insert(0, cwd)
+    # "" is the working folder, as an interactive Python has it.
+    places = [path or cwd for path in sys.path]
+    paths = {"sys_path": [path for path in places if path], "cwd": cwd}
     setup: dict[str, Any] = {
         "preload": spec.preload,
         "results": spec.results,
@@ -363,6 +368,20 @@ def welcome_body(spec: PoolSpec) -> bytes:
         "max_payload": spec.max_payload,
     }
     return json.dumps(paths).encode() + b"\n" + dump_object(setup)
+
+
+def version_skew(hello: dict[str, Any]) -> str | None:
+    """Say how a runner's HELLO differs from this process, None when it does not.
+
+    Functions pickled by value hold bytecode: another minor version of Python loads
+    them and then crashes.
+    """
+    major, minor = sys.version_info[:2]
+    ours = f"{sys.implementation.name}-{major}.{minor}"
+    theirs = clean(hello.get("python"), 64)
+    if theirs == ours:
+        return None
+    return f"the runner is {theirs}, this process is {ours}; use the same image"
 
 
 def _number(value: object) -> int | None:

@@ -159,7 +159,7 @@ class LocalBackend:
             # The package may be importable from sys.path alone (a checkout).
             environment["PYTHONPATH"] = os.pathsep.join(_import_paths(environment))
             try:
-                self._agent = subprocess.Popen(
+                self._agent = subprocess.Popen(  # noqa: S603 - the interpreter the caller chose
                     [self._python, "-P", "-m", "flame_backend.runner"],
                     stdin=subprocess.DEVNULL,
                     env=environment,
@@ -216,7 +216,7 @@ class LocalBackend:
     def agent_failed(self, agent: str, phase: str, reason: str, log: str) -> None:
         """Fail every runner with the app's own words."""
         del agent
-        for runner in self._take_all():
+        for runner in self._take_runners():
             self._sink.boot_failed(runner, AppImportError(runner, phase, reason, log))
 
     def agent_gone(self, agent: str, reason: str, *, expected: bool) -> None:
@@ -224,9 +224,11 @@ class LocalBackend:
         del expected
         if agent != self._name:
             return
-        process = self._agent
-        ready = set(self._ready)
-        runners = self._take_all()
+        with self._lock:
+            process, self._agent = self._agent, None
+            self._loaded = False
+            ready = set(self._ready)
+        runners = self._take_runners()
         code = None
         if process is not None:
             with suppress(subprocess.TimeoutExpired):
@@ -262,10 +264,8 @@ class LocalBackend:
         """Pass it on."""
         self._sink.slot_ended(runner, slot, exit_code, signal)
 
-    def _take_all(self) -> list[str]:
+    def _take_runners(self) -> list[str]:
         with self._lock:
-            self._agent = None
-            self._loaded = False
             runners = list(self._runners)
             for runner in runners:
                 self._forget(runner)
