@@ -24,7 +24,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flame_backend.errors import LinkError, MalformedFrame
-from flame_backend.wire.exceptions import clean
 from flame_backend.wire.frames import (
     CONTROL_LIMITS,
     FrameDecoder,
@@ -34,6 +33,7 @@ from flame_backend.wire.frames import (
 )
 from flame_backend.wire.functions import dump_object
 from flame_backend.wire.link import Link
+from flame_backend.wire.text import clean
 
 if TYPE_CHECKING:
     from collections.abc import Callable

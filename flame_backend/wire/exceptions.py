@@ -16,6 +16,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.errors import MalformedFrame, RemoteError
+from flame_backend.wire.text import clean
 from flame_backend.wire.values import Encoded, decode, encode, rebuilt_exception
 
 if TYPE_CHECKING:
@@ -126,17 +127,6 @@ def _rebuilt(kind: type[Exception], facts: Any, remote: RemoteError) -> Exceptio
         return remote
     rebuilt.__cause__ = remote
     return rebuilt
-
-
-def clean(text: object, limit: int) -> str:
-    """Return remote text that is safe to log and to print: no control characters."""
-    if not isinstance(text, str):
-        raise TypeError
-    shown = text if len(text) <= limit else text[: limit - 4] + " ..."
-    return "".join(
-        char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}"
-        for char in shown
-    )
 
 
 def _qualified(kind: type) -> str:
