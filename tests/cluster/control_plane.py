@@ -1,7 +1,7 @@
 """etcd and kube-apiserver, unprivileged, with certificates and flags of our choice.
 
 Starts in seconds on 127.0.0.1 and [::1] with free ports. Owned by the process that
-made it; `serve` makes it outlive nothing.
+made it: a guard ends it and removes its folder when that process dies.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from tests.cluster.binaries import CONTROL_PLANE, ClusterUnavailable, programs
 from tests.cluster.pki import Authority, Pair, signing_keys
+from tests.cluster.remains import Guard, record_process
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,34 +39,39 @@ class Processes:
 
     def __init__(self, logs: Path, prefix: tuple[str, ...] = ()) -> None:
         self._logs = logs
-        self._prefix = prefix
+        self.prefix = prefix
         self._running: dict[str, subprocess.Popen[bytes]] = {}
-        # setpriv ends the child when this process dies, also by SIGKILL.
-        guard = shutil.which("setpriv")
-        self._guard = (guard, "--pdeathsig", "KILL", "--") if guard else ()
 
     def start(
         self, name: str, *command: str, env: dict[str, str] | None = None
     ) -> None:
         """Start one program with its output in a log of its name."""
         with (self._logs / f"{name}.log").open("ab") as log:
-            self._running[name] = subprocess.Popen(
-                [*self._guard, *self._prefix, *command],
+            process = subprocess.Popen(
+                [*self.prefix, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=os.environ | (env or {}),
                 start_new_session=True,
             )
+        record_process(self._logs, process.pid, name)
+        self._running[name] = process
 
     def require_alive(self) -> None:
         """Raise with the end of its log when a program has ended."""
         for name, process in self._running.items():
             if process.poll() is not None:
-                log = (self._logs / f"{name}.log").read_text(errors="replace")
-                tail = "\n".join(log.splitlines()[-12:])
-                msg = f"{name} ended with {process.returncode}:\n{tail}"
+                msg = f"{name} ended with {process.returncode}\n{self.tails()}"
                 raise ClusterUnavailable(msg)
+
+    def tails(self) -> str:
+        """Return the last lines of the logs, for an error's text."""
+        found = []
+        for name in self._running:
+            log = (self._logs / f"{name}.log").read_text(errors="replace")
+            found += [f"{name}: {line}" for line in log.splitlines()[-8:]]
+        return "\n".join(found)
 
     def pid(self, name: str) -> int:
         """Return a program's process id."""
@@ -128,6 +133,19 @@ class ControlPlane:
         also = (node_address,) if node_address else ()
         self._serving = serving or self.authority.serving(also=also)
         self._write_files()
+        self._guard: Guard | None = None
+
+    def __enter__(self) -> Self:
+        self._guard = Guard(self.root)
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.stop()
 
     # ------------------------------------------------------------------ files
 
@@ -243,8 +261,10 @@ class ControlPlane:
         self.start_apiserver()
 
     def stop(self) -> None:
-        """End everything."""
+        """End everything; the folder with its logs stays."""
         self.processes.stop_all()
+        if self._guard is not None:
+            self._guard.dismiss()
 
     # ------------------------------------------------------------------ clients
 
@@ -262,7 +282,7 @@ class ControlPlane:
             text = self.kubeconfig(tls_server_name="kubernetes")
             self.write("admin.kubeconfig", text.encode())
         command = [
-            *self.processes._prefix,
+            *self.processes.prefix,
             str(self._binaries["kubectl"]),
             f"--kubeconfig={kubeconfig}",
             *args,

@@ -179,12 +179,12 @@ def _runtime_distributions() -> list[importlib.metadata.Distribution]:
         distribution = importlib.metadata.distribution(name)
         found[name] = distribution
         for requirement in distribution.requires or ():
-            if "extra ==" not in requirement and "python_version" not in requirement:
-                match = re.match(r"[A-Za-z0-9._-]+", requirement)
-                # cffi's dependency is not needed on PyPy; markers beyond that
-                # (extras, old Pythons) are left out above.
-                if match:
-                    wanted.append(match[0])
+            name, _, condition = requirement.partition(";")
+            # cffi is wanted everywhere but on PyPy; extras are for tests and tools.
+            skipped = "extra ==" in condition or "python_version" in condition
+            match = re.match(r"[A-Za-z0-9._-]+", name)
+            if match and not skipped:
+                wanted.append(match[0])
     del found["kubetls"]
     return list(found.values())
 
@@ -247,7 +247,7 @@ def _fill_base(
                 continue
             place = site / str(file)
             place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(distribution.locate_file(file), place)
+            shutil.copy2(str(distribution.locate_file(file)), place)
     _copy_libraries(tree, [binary, *library.rglob("*.so"), *site.rglob("*.so")])
     _compile(tree)
     (tree / "tmp").mkdir()

@@ -12,10 +12,10 @@ import json
 import os
 import secrets
 import shutil
-import signal
-import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 from tests.cluster import image
 from tests.cluster.binaries import (
@@ -25,7 +25,18 @@ from tests.cluster.binaries import (
     programs,
     say,
 )
+from tests.cluster.cluster import BuiltCluster, await_namespace, run
 from tests.cluster.control_plane import ControlPlane, Processes
+from tests.cluster.remains import (
+    Guard,
+    cgroup_hierarchies,
+    cgroup_members,
+    clean_up,
+    record_node,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NODE_ADDRESS = "10.99.0.1"
 SERVICE_ADDRESS = "10.96.0.1"
@@ -65,12 +76,7 @@ def require_packages() -> None:
         raise ClusterUnavailable(msg)
     say(f"CI: {line}")
     for command in ("apt-get update -q", f"{line} -q --no-install-recommends"):
-        done = subprocess.run(
-            command.split(), capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            msg = f"{command} failed: {done.stderr[-500:]}"
-            raise ClusterUnavailable(msg)
+        run(command.split(), seconds=600)
 
 
 class Node:
@@ -78,56 +84,109 @@ class Node:
 
     def __init__(self, root: Path) -> None:
         require_packages()
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.root = root
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.name = f"ktls-{secrets.token_hex(3)}"
-        self.netns = Path("/run/netns") / self.name
         self.binaries = programs(CONTROL_PLANE + NODE)
-        self.cgroup = f"/{self.name}"
-        self._sysctls: dict[str, str] = {}
-        (root / "state.json").write_text(
-            json.dumps({"name": self.name, "pid": os.getpid()})
-        )
-        self.prefix = ("nsenter", f"--net={self.netns}", "--")
+        self._outside = ("nsenter", f"--net=/run/netns/{self.name}")
         self.control_plane = ControlPlane(
             root / "control-plane",
-            prefix=self.prefix,
+            prefix=(*self._outside, "--"),
             port=PORT,
             node_address=NODE_ADDRESS,
         )
-        self.processes = Processes(root, self.prefix)
+        self.processes = Processes(root, (*self._outside, "--"))
+        self.containers = Processes(root)
+        self.socket = root / "containerd.sock"
+        self.cluster = BuiltCluster(
+            name=self.name,
+            root=str(root),
+            kubectl_binary=str(self.binaries["kubectl"]),
+            kubeconfig=str(root / "control-plane" / "admin.kubeconfig"),
+            ctr=str(self.binaries["ctr"]),
+            socket=str(self.socket),
+        )
+
+    def __enter__(self) -> Self:
+        self._guard = Guard(self.root)
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.stop()
 
     # ------------------------------------------------------------------ up
 
     def start(self) -> None:
         """Start everything and wait until the node is Ready."""
         started = time.monotonic()
+        say("starting a kubelet; it sets vm.overcommit_memory, kernel.panic and "
+            "kernel.panic_on_oops for this host, put back at the end")  # fmt: skip
+        record_node(
+            self.root,
+            self.name,
+            {name: (Path("/proc/sys") / name).read_text() for name in HOST_SYSCTLS},
+        )
         self._make_network()
-        self.control_plane.start()
-        say(f"API server ready after {time.monotonic() - started:.1f} s")
-        self._start_controllers()
         self._start_containerd()
-        self._load_images()
-        self._start_kubelet()
-        self._wait_ready()
+        with ThreadPoolExecutor(1) as pool:
+            images = pool.submit(self._load_images)
+            self.control_plane.start()
+            say(f"API server ready after {time.monotonic() - started:.1f} s")
+            self._start_controllers()
+            self._start_kubelet()
+            self._wait_ready()
+            await_namespace(self.cluster, "default")
+            images.result()
+        self.cluster.save()
         say(f"node ready after {time.monotonic() - started:.1f} s")
 
     def _make_network(self) -> None:
-        _run("ip", "netns", "add", self.name)
-        inside = self.run_in_namespace
-        inside("ip", "link", "set", "lo", "up")
-        inside("ip", "addr", "add", f"{SERVICE_ADDRESS}/32", "dev", "lo")
-        # A bridge without ports stands in for the node's network card.
-        inside("ip", "link", "add", "node0", "type", "bridge")
-        inside("ip", "addr", "add", f"{NODE_ADDRESS}/24", "dev", "node0")
-        inside("ip", "link", "set", "node0", "up")
-        inside("sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
-        for chain in ("PREROUTING", "OUTPUT"):
-            inside(
-                "iptables", "-w", "-t", "nat", "-A", chain, "-d", SERVICE_ADDRESS,
-                "-p", "tcp", "--dport", "443", "-j", "REDIRECT",
-                "--to-ports", str(PORT),
-            )  # fmt: skip
+        run(["ip", "netns", "add", self.name])
+        script = f"""
+            ip link set lo up
+            ip addr add {SERVICE_ADDRESS}/32 dev lo
+            # A bridge without ports stands in for the node's network card.
+            ip link add node0 type bridge
+            ip addr add {NODE_ADDRESS}/24 dev node0
+            ip link set node0 up
+            sysctl -q -w net.ipv4.ip_forward=1
+            for chain in PREROUTING OUTPUT; do
+              iptables -w -t nat -A $chain -d {SERVICE_ADDRESS} -p tcp --dport 443 \
+                -j REDIRECT --to-ports {PORT}
+            done"""
+        run(self.cluster.command("sh", "-euc", script))
+
+    def _make_mounts(self) -> None:
+        """Give containerd and kubelet mounts of their own.
+
+        What they write into the host's folders (sockets, log links, CNI results)
+        lands in memory, and what they mount goes when the last of them ends.
+        """
+        ready = self.root / "mounts-ready"
+        script = f"""
+            mount --make-rshared /
+            mount -t tmpfs -o mode=755 tmpfs /run
+            mount -t tmpfs -o mode=755 tmpfs /var/log
+            for folder in /var/lib/cni /var/lib/kubelet; do
+              mkdir -p $folder
+              mount -t tmpfs -o mode=755 tmpfs $folder
+            done
+            touch {ready}
+            exec sleep infinity"""
+        self.processes.start(
+            "mounts",
+            "unshare", "--mount", "--propagation", "private", "sh", "-euc", script,
+        )  # fmt: skip
+        wait_for(ready.exists, 10, "mount namespace", self.processes)
+        holder = self.processes.pid("mounts")
+        self.containers.prefix = (
+            *self._outside, f"--mount=/proc/{holder}/ns/mnt", "--",
+        )  # fmt: skip
 
     def _kubeconfig(
         self, name: str, user: str, organization: str | None = None
@@ -177,47 +236,30 @@ class Node:
         bin_folder.mkdir()
         shim = "containerd-shim-runc-v2"
         (bin_folder / shim).symlink_to(self.binaries[shim])
-        self.socket = self.root / "containerd.sock"
-        self.processes.start(
+        self._make_mounts()
+        self.containers.start(
             "containerd",
             str(self.binaries["containerd"]),
             f"--config={config}",
             env={"PATH": f"{bin_folder}:{os.environ['PATH']}"},
         )
-        deadline = time.monotonic() + 20
-        while not self.socket.exists():
-            self.processes.require_alive()
-            if time.monotonic() > deadline:
-                msg = "containerd made no socket within 20 s"
-                raise ClusterUnavailable(msg)
-            time.sleep(0.1)
+        wait_for(self.socket.exists, 20, "containerd's socket", self.containers)
 
     def _load_images(self) -> None:
-        self.load_image(image.pause_image(self.binaries["pause"], self.root))
-        self.load_image(image.python_image(self.root))
-
-    def load_image(self, tar: Path) -> None:
-        """Import an image into the node's container runtime."""
-        _run(
-            str(self.binaries["ctr"]), "--address", str(self.socket),
-            "--namespace", "k8s.io", "images", "import", "--local", str(tar),
-        )  # fmt: skip
+        pause = image.pause_image(self.binaries["pause"], self.root)
+        self.cluster.load_image(pause)
+        self.cluster.load_our_image()
 
     def _start_kubelet(self) -> None:
-        say("starting a kubelet; it sets vm.overcommit_memory, kernel.panic and "
-            "kernel.panic_on_oops for this host, put back at the end")  # fmt: skip
-        for name in HOST_SYSCTLS:
-            self._sysctls[name] = (Path("/proc/sys") / name).read_text()
-        for hierarchy in _cgroup_hierarchies():
+        for hierarchy in cgroup_hierarchies():
             with contextlib.suppress(OSError):
                 (hierarchy / self.name).mkdir(exist_ok=True)
                 _inherit_cpuset(hierarchy / self.name)
         plane = self.control_plane
-        kubeconfig = self._kubeconfig(
-            "kubelet", f"system:node:{self.name}", "system:nodes"
-        )
+        user = f"system:node:{self.name}"
+        kubeconfig = self._kubeconfig("kubelet", user, "system:nodes")
         serving = plane.authority.issue(
-            f"system:node:{self.name}",
+            user,
             organization="system:nodes",
             names=(self.name,),
             addresses=(NODE_ADDRESS,),
@@ -225,7 +267,7 @@ class Node:
         plane.pair("kubelet-serving", serving)
         config = self.root / "kubelet.json"
         config.write_text(json.dumps(self._kubelet_config()))
-        self.processes.start(
+        self.containers.start(
             "kubelet",
             str(self.binaries["kubelet"]),
             f"--config={config}",
@@ -249,7 +291,7 @@ class Node:
             "authorization": {"mode": "Webhook"},
             "containerRuntimeEndpoint": f"unix://{self.socket}",
             "cgroupDriver": "cgroupfs",
-            "cgroupRoot": self.cgroup,
+            "cgroupRoot": f"/{self.name}",
             "failCgroupV1": False,
             "failSwapOn": False,
             "enforceNodeAllocatable": [],
@@ -264,122 +306,53 @@ class Node:
         }
 
     def _wait_ready(self) -> None:
-        deadline = time.monotonic() + 60
         query = (
             "get", "node", self.name, "-o",
             "jsonpath={.status.conditions[?(@.type=='Ready')].status}",
         )  # fmt: skip
-        while time.monotonic() < deadline:
-            self.processes.require_alive()
-            with contextlib.suppress(ClusterUnavailable):
-                if self.kubectl(*query) == "True":
-                    return
-            time.sleep(0.3)
-        log = (self.root / "kubelet.log").read_text(errors="replace")
-        msg = "the node was not Ready within 60 s; kubelet says:\n" + "\n".join(
-            log.splitlines()[-10:]
-        )
-        raise ClusterUnavailable(msg)
 
-    # ------------------------------------------------------------------ clients
+        def ready() -> bool:
+            try:
+                return self.cluster.kubectl(*query) == "True"
+            except ClusterUnavailable:
+                return False
 
-    def kubectl(self, *args: str, stdin: str | None = None, seconds: float = 60) -> str:
-        """Run kubectl as admin."""
-        return self.control_plane.kubectl(*args, stdin=stdin, seconds=seconds)
-
-    def run_in_namespace(self, *command: str) -> str:
-        """Run a command inside the cluster's network."""
-        return _run(*self.prefix, *command)
+        wait_for(ready, 60, "the node's Ready", self.containers)
 
     # ------------------------------------------------------------------ down
 
     def stop(self) -> None:
         """End and remove everything that was made here."""
         with contextlib.suppress(ClusterUnavailable):
-            self.kubectl(
+            self.cluster.kubectl(
                 "delete", "pods", "--all", "--all-namespaces", "--force",
                 "--grace-period=0", "--wait=false", seconds=10,
             )  # fmt: skip
-            self._await_no_pods()
-        self.processes.stop("kubelet")
-        self._end_containers()
+            with contextlib.suppress(ClusterUnavailable):
+                empty = lambda: not cgroup_members(self.name)  # noqa: E731 (one use)
+                wait_for(empty, 5, "the end of pods", self.containers)
+        self.containers.stop_all()
         self.processes.stop_all()
         self.control_plane.stop()
-        clean_up(self.name, self.root)
-        for name, value in self._sysctls.items():
-            with contextlib.suppress(OSError):
-                (Path("/proc/sys") / name).write_text(value)
-
-    def _await_no_pods(self) -> None:
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline and _members(self.name):
-            time.sleep(0.2)
-
-    def _end_containers(self) -> None:
-        for pid in _members(self.name):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        clean_up(self.root)
+        self._guard.dismiss()
 
 
-def clean_up(name: str, root: Path) -> None:
-    """Remove a cluster's processes, mounts, cgroups, namespace and folder by name.
+def wait_for(
+    there: Callable[[], bool], seconds: float, what: str, processes: Processes
+) -> None:
+    """Wait for something while the processes that make it live.
 
-    Works from the name and folder alone, so it also serves clusters whose owner was
-    killed.
+    Raises:
+        ClusterUnavailable: One ended, or the time is over.
     """
-    for _ in range(20):
-        members = _members(name) | _commands_below(root)
-        if not members:
-            break
-        for pid in members:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.2)
-    mounts = Path("/proc/self/mounts").read_text().splitlines()
-    below = [
-        line.split()[1] for line in mounts if line.split()[1].startswith(f"{root}/")
-    ]
-    for place in sorted(below, key=len, reverse=True):
-        subprocess.run(["umount", "-l", place], capture_output=True, check=False)
-    for hierarchy in _cgroup_hierarchies():
-        home = hierarchy / name
-        folders = sorted(home.rglob("*/"), key=lambda path: -len(path.parts))
-        for folder in [*folders, home]:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-    with contextlib.suppress(ClusterUnavailable):
-        _run("ip", "netns", "delete", name)
-    shutil.rmtree(root, ignore_errors=True)
-
-
-def _members(name: str) -> set[int]:
-    """Return the processes in the cluster's own cgroups: its containers."""
-    found: set[int] = set()
-    for hierarchy in _cgroup_hierarchies():
-        for file in (hierarchy / name).rglob("cgroup.procs"):
-            with contextlib.suppress(OSError):
-                found.update(map(int, file.read_text().split()))
-    return found
-
-
-def _commands_below(root: Path) -> set[int]:
-    """Return processes whose command line names the cluster's folder (shims)."""
-    found: set[int] = set()
-    marker = f"{root}/".encode()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                command = (entry / "cmdline").read_bytes()
-                if marker in command and b"containerd-shim" in command:
-                    found.add(int(entry.name))
-    return found
-
-
-def _cgroup_hierarchies() -> list[Path]:
-    root = Path("/sys/fs/cgroup")
-    if (root / "cgroup.controllers").exists():
-        return [root]
-    return [path for path in root.iterdir() if path.is_dir()]
+    deadline = time.monotonic() + seconds
+    while not there():
+        processes.require_alive()
+        if time.monotonic() > deadline:
+            msg = f"nothing of {what} within {seconds:g} s\n{processes.tails()}"
+            raise ClusterUnavailable(msg)
+        time.sleep(0.1)
 
 
 def _inherit_cpuset(group: Path) -> None:
@@ -387,14 +360,6 @@ def _inherit_cpuset(group: Path) -> None:
         file = group / name
         if file.exists() and not file.read_text().strip():
             file.write_text((group.parent / name).read_text())
-
-
-def _run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        msg = f"{' '.join(command)}: {done.stderr.strip()[-800:]}"
-        raise ClusterUnavailable(msg)
-    return done.stdout
 
 
 def _cni_config(ipam: Path) -> str:
@@ -434,6 +399,7 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
 [plugins."io.containerd.cri.v1.images".pinned_images]
   sandbox = "{image.PAUSE_IMAGE}"
 [plugins."io.containerd.cri.v1.runtime"]
+  netns_mounts_under_state_dir = true
   restrict_oom_score_adj = true
 [plugins."io.containerd.cri.v1.runtime".cni]
   bin_dirs = ["{CNI_PLUGINS}"]

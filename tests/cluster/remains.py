@@ -1,0 +1,179 @@
+"""What a cluster leaves on a host, and the removal of exactly that.
+
+Runs as a small process of its own beside each cluster, holding a pipe from the owner:
+when the owner dies, however, the pipe ends and the remains go. It works from the
+cluster's folder alone: recorded process ids with their start times, so that a number
+the kernel has given to somebody else is never signalled. Standard library only; it
+must start fast and depend on nothing that may change under it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PROCESSES = "processes"
+STATE = "remains.json"
+_DONE = b"done"
+
+
+def start_time(pid: int) -> str | None:
+    """Return when a process started, in the kernel's ticks; None without one.
+
+    proc(5): the 22nd field; the name, which may hold spaces, ends at the last ")".
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def record_process(folder: Path, pid: int, name: str) -> None:
+    """Note a process that was started, before anything can go wrong with it."""
+    with (folder / PROCESSES).open("a") as file:
+        file.write(f"{pid} {start_time(pid)} {name}\n")
+
+
+def record_node(folder: Path, name: str, sysctls: dict[str, str]) -> None:
+    """Note the name of a node's cgroups and network, and the host's settings."""
+    part = folder / f"{STATE}.part"
+    part.write_text(json.dumps({"name": name, "sysctls": sysctls}))
+    part.rename(folder / STATE)
+
+
+def recorded(folder: Path) -> set[int]:
+    """Return the recorded processes that still run."""
+    found = set()
+    for file in (*folder.glob(PROCESSES), *folder.glob(f"*/{PROCESSES}")):
+        for line in file.read_text().splitlines():
+            pid, started, _ = line.split(" ", 2)
+            if start_time(int(pid)) == started:
+                found.add(int(pid))
+    return found
+
+
+class Guard:
+    """The process that removes a cluster when its owner dies."""
+
+    def __init__(self, folder: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", __file__, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+        )
+
+    @property
+    def pid(self) -> int:
+        """The guard's process id."""
+        return self._process.pid
+
+    def dismiss(self) -> None:
+        """End the guard: the owner has cleaned up itself."""
+        with contextlib.suppress(OSError):
+            self._process.communicate(_DONE)
+
+
+def clean_up(folder: Path) -> None:
+    """End the processes of a cluster; remove what it left, and its folder."""
+    name, sysctls = "", {}
+    with contextlib.suppress(OSError, ValueError):
+        state = json.loads((folder / STATE).read_text())
+        name, sysctls = state["name"], state["sysctls"]
+    _end(folder, name)
+    below = mounts_below(folder)
+    for place in sorted(below, key=len, reverse=True):
+        subprocess.run(["umount", "-l", place], capture_output=True, check=False)
+    if name:
+        _remove_cgroups(name)
+        subprocess.run(
+            ["ip", "netns", "delete", name], capture_output=True, check=False
+        )
+    for key, value in sysctls.items():
+        with contextlib.suppress(OSError):
+            (Path("/proc/sys") / key).write_text(value)
+    # With something still mounted below, removal would reach into it.
+    if not mounts_below(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end(folder: Path, name: str) -> None:
+    """Kill until nothing is left: shims and containers are no children of ours."""
+    for _ in range(50):
+        members = recorded(folder) | _shims(folder) | cgroup_members(name)
+        if not members:
+            return
+        for pid in members:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
+
+
+def mounts_below(folder: Path) -> list[str]:
+    """Return what is mounted below a folder."""
+    lines = Path("/proc/self/mounts").read_text().splitlines()
+    return [
+        line.split()[1] for line in lines if line.split()[1].startswith(f"{folder}/")
+    ]
+
+
+def cgroup_members(name: str) -> set[int]:
+    """Return the processes in a cluster's own cgroups: its containers."""
+    found: set[int] = set()
+    for hierarchy in cgroup_hierarchies() if name else ():
+        for file in (hierarchy / name).rglob("cgroup.procs"):
+            with contextlib.suppress(OSError):
+                found.update(map(int, file.read_text().split()))
+    return found
+
+
+def _shims(folder: Path) -> set[int]:
+    """Return the container shims whose command names the cluster's folder."""
+    found: set[int] = set()
+    marker = f"{folder}/".encode()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                command = (entry / "cmdline").read_bytes()
+                if marker in command and b"containerd-shim" in command.split(b"\0")[0]:
+                    found.add(int(entry.name))
+    return found
+
+
+def cgroup_hierarchies() -> list[Path]:
+    """Return the cgroup mounts: one with version 2, several with version 1."""
+    root = Path("/sys/fs/cgroup")
+    if (root / "cgroup.controllers").exists():
+        return [root]
+    return [path for path in root.iterdir() if path.is_dir() and not path.is_symlink()]
+
+
+def _remove_cgroups(name: str) -> None:
+    for hierarchy in cgroup_hierarchies():
+        home = hierarchy / name
+        for folder in sorted(home.rglob("*/"), key=lambda path: -len(path.parts)):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        with contextlib.suppress(OSError):
+            home.rmdir()
+
+
+def _wait_for_owner(folder: Path) -> None:
+    """Clean up at the end of the pipe, unless the owner said that it has."""
+    if sys.stdin.buffer.read() != _DONE:
+        clean_up(folder)
+
+
+if __name__ == "__main__":
+    _wait_for_owner(Path(sys.argv[1]))
