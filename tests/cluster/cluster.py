@@ -1,4 +1,8 @@
-"""A cluster to talk to, whoever provides it: the user's own, or the built node."""
+"""A cluster with nodes, as the tests see it: one small interface, two providers.
+
+The built node belongs to the tests. A user's own cluster is used only in a namespace
+that its owner has labelled for it. What cannot be had raises with what is missing.
+"""
 
 from __future__ import annotations
 
@@ -6,134 +10,62 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from tests.cluster import image
 from tests.cluster.binaries import CONTROL_PLANE, ClusterUnavailable, programs
-from tests.cluster.image import IMAGE
 
-ROOT = Path(__file__).resolve().parents[2]
-PERMIT_LABEL = "kubetls-test"
-START_SECONDS = 1800.0
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KUBECONFIG_VARIABLE = "KUBETLS_TEST_KUBECONFIG"
+IMAGE_VARIABLE = "KUBETLS_TEST_IMAGE"
+PERMISSION = ("kubetls-test", "allowed")
+STATE = "cluster.json"
 
 
 class Cluster(Protocol):
-    """What tests and the demo need of a cluster."""
-
-    image: str
-
-    def kubectl(self, *args: str, stdin: str | None = None, seconds: float = 60) -> str:
-        """Run kubectl."""
-        ...
-
-    def close(self) -> None:
-        """Remove what was made."""
-        ...
-
-
-class BuiltCluster:
-    """The node built from sources, served by a process of its own.
-
-    Closing the pipe to that process ends the cluster, and so does the death of this
-    one, however it comes.
-    """
-
-    image = IMAGE
-
-    def __init__(self) -> None:
-        self.root = Path(tempfile.mkdtemp(prefix="ktls-"))
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster.serve", str(self.root)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        assert self._server.stdout is not None
-        line = self._server.stdout.readline()
-        facts = json.loads(line) if line else {"error": "the cluster did not start"}
-        if "error" in facts:
-            self.close()
-            raise ClusterUnavailable(facts["error"])
-        self.name: str = facts["name"]
-        self.prefix: list[str] = facts["prefix"]
-        self._kubectl = programs(CONTROL_PLANE)["kubectl"]
+    """What tests may ask of a cluster with nodes."""
 
     @property
-    def server_pid(self) -> int:
-        """Process id of the serving process."""
-        return self._server.pid
+    def image(self) -> str | None:
+        """The image with Python and our packages; None when nobody named one."""
+
+    @property
+    def kubeconfig(self) -> str:
+        """Path of an administrator's kubeconfig; of use where `command` runs."""
+
+    @property
+    def only_namespace(self) -> str | None:
+        """The one namespace that tests may use; None when they may make their own."""
+
+    def command(self, *words: str) -> list[str]:
+        """Return a command so that it reaches the cluster's network."""
 
     def kubectl(self, *args: str, stdin: str | None = None, seconds: float = 60) -> str:
-        """Run kubectl as admin, inside the cluster's network."""
-        kubeconfig = self.root / "control-plane" / "admin.kubeconfig"
-        command = [*self.prefix, str(self._kubectl), f"--kubeconfig={kubeconfig}"]
-        return run_kubectl(command, args, stdin, seconds)
-
-    def audit_entries(self) -> list[dict[str, Any]]:
-        """Return what the API server recorded of requests so far."""
-        path = self.root / "control-plane" / "audit.log"
-        return [json.loads(line) for line in path.read_text().splitlines() if line]
-
-    def close(self) -> None:
-        """End the cluster and wait until everything of it is gone."""
-        if self._server.stdin is not None:
-            with suppress(BrokenPipeError):
-                self._server.stdin.close()
-        self._server.wait(120)
-        if self._server.stdout is not None:
-            self._server.stdout.close()
-        shutil.rmtree(self.root, ignore_errors=True)
+        """Run kubectl as administrator and return its output."""
 
 
-class UsersCluster:
-    """The cluster of $KUBETLS_TEST_KUBECONFIG, in a namespace that permits it."""
-
-    def __init__(self, kubeconfig: str) -> None:
-        self.image = os.environ.get("KUBETLS_TEST_IMAGE", "")
-        kubectl = shutil.which("kubectl") or str(programs(CONTROL_PLANE)["kubectl"])
-        self._command = [kubectl, f"--kubeconfig={kubeconfig}"]
-        self.namespace = run_kubectl(
-            self._command,
-            ("config", "view", "--minify", "-o", "jsonpath={..namespace}"),
-            None,
-            20,
-        )
-        label = self.kubectl(
-            "get", "namespace", self.namespace or "default", "-o",
-            f"jsonpath={{.metadata.labels.{PERMIT_LABEL}}}",
-        )  # fmt: skip
-        if label != "allowed":
-            msg = (
-                f"namespace {self.namespace or 'default'} does not permit tests; "
-                f"kubectl label namespace NAME {PERMIT_LABEL}=allowed"
-            )
-            raise ClusterUnavailable(msg)
-
-    def kubectl(self, *args: str, stdin: str | None = None, seconds: float = 60) -> str:
-        """Run kubectl as the user."""
-        return run_kubectl(self._command, args, stdin, seconds)
-
-    def close(self) -> None:
-        """Nothing of the cluster is ours."""
+def kubectl_command(binary: str, kubeconfig: str, *args: str) -> list[str]:
+    """Return kubectl's command line."""
+    return [binary, f"--kubeconfig={kubeconfig}", *args]
 
 
-def run_kubectl(
-    command: list[str], args: tuple[str, ...], stdin: str | None, seconds: float
-) -> str:
-    """Run kubectl and return its output.
+def run(command: list[str], stdin: str | None = None, seconds: float = 60) -> str:
+    """Run a command to its end and return its output.
 
     Raises:
-        ClusterUnavailable: It failed; with its words.
+        ClusterUnavailable: It failed or took too long; with its words.
     """
+    shown = " ".join(Path(word).name if "/" in word else word for word in command)[:160]
     try:
         done = subprocess.run(
-            [*command, *args],
+            command,
             input=stdin,
             capture_output=True,
             text=True,
@@ -141,33 +73,136 @@ def run_kubectl(
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        msg = f"kubectl {' '.join(args)}: nothing within {seconds:g} s"
+        msg = f"{shown}: nothing within {seconds:g} s"
         raise ClusterUnavailable(msg) from error
     if done.returncode:
-        msg = f"kubectl {' '.join(args)}: {done.stderr.strip()}"
+        msg = f"{shown}: {done.stderr.strip()[-1500:] or done.stdout.strip()[-1500:]}"
         raise ClusterUnavailable(msg)
     return done.stdout
 
 
-def cluster() -> BuiltCluster | UsersCluster:
-    """Return a cluster: the user's if one is named, else one that is built here.
+@dataclass(frozen=True)
+class BuiltCluster:
+    """How to reach a built node; plain text, so that other processes can too."""
+
+    name: str
+    root: str
+    kubectl_binary: str
+    kubeconfig: str
+    ctr: str
+    socket: str
+    image: str = image.IMAGE
+    only_namespace: None = None
+
+    def save(self) -> None:
+        """Leave this in the cluster's folder."""
+        (Path(self.root) / STATE).write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def load(cls, root: Path) -> BuiltCluster:
+        """Read what `save` left."""
+        return cls(**json.loads((root / STATE).read_text()))
+
+    def command(self, *words: str) -> list[str]:
+        """Return a command that runs inside the cluster's network namespace."""
+        return ["nsenter", f"--net=/run/netns/{self.name}", "--", *words]
+
+    def kubectl(self, *args: str, stdin: str | None = None, seconds: float = 60) -> str:
+        """Run kubectl as administrator."""
+        words = kubectl_command(self.kubectl_binary, self.kubeconfig, *args)
+        return run(self.command(*words), stdin, seconds)
+
+    def load_image(self, tar: Path) -> None:
+        """Import an image into the node's container runtime."""
+        words = (
+            self.ctr, "--address", self.socket, "--namespace", "k8s.io",
+            "images", "import", str(tar),
+        )  # fmt: skip
+        run(self.command(*words), seconds=120)
+
+    def load_our_image(self) -> None:
+        """Make the Python image of the packages as they are now, and import it."""
+        with tempfile.TemporaryDirectory(prefix="kubetls-image-") as folder:
+            self.load_image(image.python_image(Path(folder)))
+
+
+def await_namespace(cluster: Cluster, namespace: str, seconds: float = 20) -> None:
+    """Wait until a namespace has what pods need: an account and the cluster's CA.
 
     Raises:
-        ClusterUnavailable: None can be had; says what is missing.
+        ClusterUnavailable: The controllers did not make them in time.
     """
-    named = os.environ.get("KUBETLS_TEST_KUBECONFIG")
-    return UsersCluster(named) if named else BuiltCluster()
-
-
-def apply(made: Cluster, text: str) -> None:
-    """Apply objects, again while a namespace's own account is still being made."""
-    deadline = time.monotonic() + 15
+    needed = ("serviceaccount/default", "configmap/kube-root-ca.crt")
+    deadline = time.monotonic() + seconds
     while True:
         try:
-            made.kubectl("apply", "-f", "-", stdin=text)
+            cluster.kubectl("get", "-n", namespace, *needed)
         except ClusterUnavailable:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.3)
+            time.sleep(0.1)
         else:
             return
+
+
+@dataclass(frozen=True)
+class UserCluster:
+    """A cluster of the user, in the namespace labelled for these tests."""
+
+    kubeconfig: str
+    only_namespace: str
+    image: str | None
+    kubectl_binary: str
+
+    def command(self, *words: str) -> list[str]:
+        """Return the command as it is: the user's cluster is reached from here."""
+        return list(words)
+
+    def kubectl(self, *args: str, stdin: str | None = None, seconds: float = 60) -> str:
+        """Run kubectl with the user's kubeconfig."""
+        words = kubectl_command(self.kubectl_binary, self.kubeconfig, *args)
+        return run(words, stdin, seconds)
+
+
+def user_cluster(kubeconfig: str) -> UserCluster:
+    """Return the user's cluster if its namespace permits tests.
+
+    Raises:
+        ClusterUnavailable: The namespace does not carry the label.
+    """
+    binary = shutil.which("kubectl") or str(programs(CONTROL_PLANE[2:])["kubectl"])
+    query = ("config", "view", "--minify", "-o", "jsonpath={..namespace}")
+    namespace = run(kubectl_command(binary, kubeconfig, *query)).strip() or "default"
+    key, value = PERMISSION
+    query = (
+        "get",
+        "namespace",
+        namespace,
+        "-o",
+        f"jsonpath={{.metadata.labels.{key}}}",
+    )
+    if run(kubectl_command(binary, kubeconfig, *query)).strip() != value:
+        msg = (
+            f"namespace {namespace} of {KUBECONFIG_VARIABLE} does not permit tests; "
+            f"permit them with: kubectl label namespace {namespace} {key}={value}"
+        )
+        raise ClusterUnavailable(msg)
+    named = os.environ.get(IMAGE_VARIABLE) or None
+    return UserCluster(kubeconfig, namespace, named, binary)
+
+
+@contextmanager
+def private_cluster() -> Iterator[Cluster]:
+    """Lend a cluster: the user's if one is named, else a built node that ends here.
+
+    Raises:
+        ClusterUnavailable: Neither can be had; with the remedy.
+    """
+    named = os.environ.get(KUBECONFIG_VARIABLE)
+    if named:
+        yield user_cluster(named)
+        return
+    from tests.cluster.node import Node
+
+    with Node(Path(tempfile.mkdtemp(prefix="kubetls-node-"))) as node:
+        yield node.cluster

@@ -8,14 +8,13 @@ nothing of it is unpickled and nothing of ours is changed.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import ipaddress
 import logging
 import os
 import socket
 import ssl
 import threading
-import time
 from collections import OrderedDict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -73,7 +72,7 @@ class Listener:
         self.port = int(self._socket.getsockname()[1])
         self._unproved: OrderedDict[int, socket.socket] = OrderedDict()
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = threading.Event()
         self._thread = threading.Thread(
             target=self._accept, name="flame-listener", daemon=True
         )
@@ -81,7 +80,7 @@ class Listener:
 
     def close(self) -> None:
         """Stop listening; connections that were handed on stay."""
-        self._closed = True
+        self._closed.set()
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -92,14 +91,13 @@ class Listener:
             _cut(sock)
 
     def _accept(self) -> None:
-        while not self._closed:
+        while True:
             try:
                 sock, _ = self._socket.accept()
             except OSError:
-                if self._closed:
+                if self._closed.wait(0.05):
                     return
-                time.sleep(0.05)  # out of descriptors: give others time to close
-                continue
+                continue  # out of descriptors: others were given time to close
             self._make_room(sock)
             threading.Thread(
                 target=self._serve, args=[sock], name="flame-peer", daemon=True
@@ -183,7 +181,7 @@ def _identity(addresses: tuple[str, ...]) -> tuple[str, ssl.SSLContext]:
 
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "flame parent")])
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     names = [x509.IPAddress(ipaddress.ip_address(text)) for text in addresses]
     ski = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     aki = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski)
@@ -205,8 +203,8 @@ def _identity(addresses: tuple[str, ...]) -> tuple[str, ssl.SSLContext]:
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         # Clocks of nodes differ; the pin is what counts.
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=CERTIFICATE_DAYS))
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=CERTIFICATE_DAYS))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(
