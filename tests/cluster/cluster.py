@@ -47,6 +47,9 @@ class Cluster(Protocol):
     def command(self, *words: str) -> list[str]:
         """Return a command so that it reaches the cluster's network."""
 
+    def kubectl_command(self, *args: str) -> list[str]:
+        """Return the command line of a kubectl of the administrator."""
+
     def kubectl(self, *args: str, stdin: str | None = None, seconds: float = 60) -> str:
         """Run kubectl as administrator and return its output."""
 
@@ -107,10 +110,19 @@ class BuiltCluster:
         """Return a command that runs inside the cluster's network namespace."""
         return ["nsenter", f"--net=/run/netns/{self.name}", "--", *words]
 
+    def kubectl_command(self, *args: str) -> list[str]:
+        """Return kubectl's command line, inside the cluster's network."""
+        words = kubectl_command(self.kubectl_binary, self.kubeconfig, *args)
+        return self.command(*words)
+
     def kubectl(self, *args: str, stdin: str | None = None, seconds: float = 60) -> str:
         """Run kubectl as administrator."""
-        words = kubectl_command(self.kubectl_binary, self.kubeconfig, *args)
-        return run(self.command(*words), stdin, seconds)
+        return run(self.kubectl_command(*args), stdin, seconds)
+
+    def audit_entries(self) -> list[dict[str, object]]:
+        """Return what the API server recorded of requests so far."""
+        path = Path(self.root) / "control-plane" / "audit.log"
+        return [json.loads(line) for line in path.read_text().splitlines() if line]
 
     def load_image(self, tar: Path) -> None:
         """Import an image into the node's container runtime."""
@@ -158,10 +170,13 @@ class UserCluster:
         """Return the command as it is: the user's cluster is reached from here."""
         return list(words)
 
+    def kubectl_command(self, *args: str) -> list[str]:
+        """Return kubectl's command line."""
+        return kubectl_command(self.kubectl_binary, self.kubeconfig, *args)
+
     def kubectl(self, *args: str, stdin: str | None = None, seconds: float = 60) -> str:
         """Run kubectl with the user's kubeconfig."""
-        words = kubectl_command(self.kubectl_binary, self.kubeconfig, *args)
-        return run(words, stdin, seconds)
+        return run(self.kubectl_command(*args), stdin, seconds)
 
 
 def user_cluster(kubeconfig: str) -> UserCluster:

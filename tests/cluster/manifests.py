@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from tests.cluster.image import IMAGE, PYTHON
+ACCOUNT = "flame-parent"
 
 RULES: list[dict[str, Any]] = [
     {
@@ -18,12 +17,12 @@ RULES: list[dict[str, Any]] = [
 ]
 
 
-def parent_account(
-    namespace: str, rules: list[dict[str, Any]] | None = None
+def account(
+    name: str = ACCOUNT, rules: list[dict[str, Any]] | None = None
 ) -> list[dict[str, Any]]:
     """Return a service account that may run runners in its namespace."""
     group = "rbac.authorization.k8s.io"
-    meta = {"name": "flame-parent", "namespace": namespace}
+    meta = {"name": name}
     return [
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta},
         {
@@ -36,27 +35,22 @@ def parent_account(
             "apiVersion": f"{group}/v1",
             "kind": "RoleBinding",
             "metadata": meta,
-            "roleRef": {"apiGroup": group, "kind": "Role", "name": "flame-parent"},
-            "subjects": [
-                {
-                    "kind": "ServiceAccount",
-                    "name": "flame-parent",
-                    "namespace": namespace,
-                }
-            ],
+            "roleRef": {"apiGroup": group, "kind": "Role", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": name}],
         },
     ]
 
 
-def parent_pod(
+def pod(
     name: str,
-    namespace: str,
+    image: str,
     command: list[str],
     *,
+    account_name: str = ACCOUNT,
     env: dict[str, str] | None = None,
     **spec: Any,
 ) -> dict[str, Any]:
-    """Return a pod that runs a command with the project's packages."""
+    """Return a pod that runs a command of the image, as an unprivileged user."""
     fields = {"POD_NAME": "metadata.name", "POD_NAMESPACE": "metadata.namespace"}
     entries: list[dict[str, Any]] = [
         {"name": variable, "valueFrom": {"fieldRef": {"fieldPath": path}}}
@@ -65,8 +59,8 @@ def parent_pod(
     entries += [{"name": key, "value": value} for key, value in (env or {}).items()]
     container = {
         "name": "app",
-        "image": IMAGE,
-        "imagePullPolicy": "Never",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
         "command": command,
         "env": entries,
         "securityContext": {"runAsUser": 1000, "allowPrivilegeEscalation": False},
@@ -74,10 +68,10 @@ def parent_pod(
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "namespace": namespace, "labels": {"app": name}},
+        "metadata": {"name": name, "labels": {"app": name}},
         "spec": {
             "restartPolicy": "Never",
-            "serviceAccountName": "flame-parent",
+            "serviceAccountName": account_name,
             "terminationGracePeriodSeconds": 5,
             "containers": [container],
             **spec,
@@ -85,11 +79,6 @@ def parent_pod(
     }
 
 
-def program(source: str) -> list[str]:
-    """Return the command that runs a program given as text."""
-    return [PYTHON, "-P", "-c", source]
-
-
-def listed(objects: list[dict[str, Any]]) -> str:
+def listed(objects: list[dict[str, Any]]) -> dict[str, Any]:
     """Return objects as one List, for kubectl apply."""
-    return json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+    return {"apiVersion": "v1", "kind": "List", "items": objects}
