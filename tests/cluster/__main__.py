@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.cluster import keeper
 from tests.cluster.binaries import (
@@ -16,7 +17,9 @@ from tests.cluster.binaries import (
     programs,
     say,
 )
-from tests.cluster.cluster import BuiltCluster
+
+if TYPE_CHECKING:
+    from tests.cluster.cluster import BuiltCluster
 
 
 def _running() -> BuiltCluster:
@@ -59,7 +62,7 @@ def _parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:  # noqa: PLR0911 - one line for each verb
+def main() -> int:
     """Do what was asked; return the exit code."""
     options = _parsed()
     if options.verb == "build":
