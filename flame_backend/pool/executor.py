@@ -614,6 +614,10 @@ class Pool(concurrent.futures.Executor):
         for lease in leases:
             lease.link.close()
 
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Shut down; after an exception, what has not started is cancelled."""
+        self.shutdown(wait=True, cancel_futures=kind is not None)
+
     def _after_fork(self) -> None:
         """In a forked child: an unstarted pool; the parent's runners are its own."""
         backend = self._backend

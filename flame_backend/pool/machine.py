@@ -123,6 +123,7 @@ class Machine:
         self._waiting: OrderedDict[int, tuple[float | None, float]] = OrderedDict()
         self._failures = 0
         self._retry_at = 0.0
+        self._broken: BootError | None = None
         self.closed = False
 
     # ------------------------------------------------------------------ calls
@@ -136,6 +137,10 @@ class Machine:
         slot = self._take_idle()
         if slot is not None:
             return [self._assigned(call, slot)]
+        if self._broken is not None and not self._runners:
+            if now < self._retry_at:
+                return [Fail(call, self._broken)]
+            self._broken = None
         deadline = None if queue_timeout is None else now + queue_timeout
         self._waiting[call] = (deadline, queue_timeout or 0.0)
         return self._grown(now)
@@ -159,7 +164,7 @@ class Machine:
         if found is None:
             return [End(runner)]
         found.ready = True
-        self._failures = 0
+        self._failures, self._broken = 0, None
         return []
 
     def slot_opened(self, runner: str, slot: int) -> list[Command]:
@@ -197,8 +202,8 @@ class Machine:
         if hopeless and not any(found.ready for found in self._runners.values()):
             waiting = list(self._waiting)
             self._waiting.clear()
-            # The next caller starts afresh: the cluster may have recovered.
-            self._failures, self._retry_at = 0, 0.0
+            # Callers that come before the pause is over are told at once.
+            self._broken = error
             return [Fail(call, error) for call in waiting]
         return []
 

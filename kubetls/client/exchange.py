@@ -211,7 +211,8 @@ class Exchange:
 
     def _headers(self, headers: Mapping[str, str] | None, body: Any) -> dict[str, str]:
         chosen = {
-            "Accept": "application/json",
+            # Some endpoints are JSON by another name (key sets of the issuer).
+            "Accept": "application/json, */*;q=0.5",
             "Accept-Encoding": "identity",
             "User-Agent": self._user_agent,
         }

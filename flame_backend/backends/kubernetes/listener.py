@@ -19,7 +19,7 @@ from collections import OrderedDict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from flame_backend.errors import FlameError, LinkError, LinkUnauthenticated
+from flame_backend.errors import LinkError, LinkUnauthenticated
 from flame_backend.runner.dial import ALPN
 from flame_backend.wire.frames import HELLO_LIMITS, Kind
 from flame_backend.wire.link import Link
@@ -130,7 +130,7 @@ class Listener:
             peer = _address(sock)
             tls = self._context.wrap_socket(sock, server_side=True)
             self._prove(tls, peer)
-        except (OSError, FlameError) as error:
+        except Exception as error:  # noqa: BLE001 - strangers and the API server: nothing may stop the listener
             # One answer for all: the connection ends. The reason is for our log.
             logger.info("peer refused: %s", error)
             _cut(tls or sock)
