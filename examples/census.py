@@ -66,6 +66,8 @@ def source_files(library: Path) -> list[Path]:
         path
         for path in library.rglob("*.py")
         if not SKIPPED_FOLDERS.intersection(path.relative_to(library).parts)
+        # Flags of the interpreter's build: present or not, as its packager likes.
+        and not path.parent.name.startswith("config-")
     )
 
 

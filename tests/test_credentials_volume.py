@@ -258,6 +258,25 @@ def test_only_regular_files_inside_the_volume_are_read(
     assert f"{mount}/{name}" == caught.value.path
 
 
+@pytest.mark.parametrize("directory", [True, False], ids=["below", "by path"])
+def test_file_of_its_cap_is_the_longest(directory: bool, tmp_path: Path) -> None:
+    """A file may have as many bytes as its cap; one more is refused, not cut."""
+    file = tmp_path / "token"
+    descriptor = os.open(tmp_path, os.O_DIRECTORY) if directory else None
+    name = "token" if directory else str(file)
+    try:
+        file.write_bytes(b"x" * 10)
+        content = files.read_file(name, "source", 10, directory=descriptor)
+        assert content is not None
+        assert 10 == len(content) == len(content.content)
+        file.write_bytes(b"x" * 11)
+        with pytest.raises(CredentialMalformed, match="source: larger than 10 bytes"):
+            files.read_file(name, "source", 10, directory=descriptor)
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
 def test_device_node_is_refused() -> None:
     """Opened without a link, a device is still no regular file."""
     with pytest.raises(CredentialMalformed, match="not a regular file"):

@@ -91,17 +91,13 @@ def _namespace(cluster: Cluster) -> Iterator[str]:
 @contextmanager
 def _watched(cluster: Cluster, namespace: str) -> Iterator[None]:
     """Print a line for each change of a pod while the body runs."""
-    watch = _kubectl(
-        cluster, "get", "pods", "-n", namespace, "--watch", "--no-headers",
-        "--output-watch-events", "-o", _COLUMNS,
-    )  # fmt: skip
-    printer = threading.Thread(target=_print_changes, args=(watch,))
+    over = threading.Event()
+    printer = threading.Thread(target=_print_changes, args=(cluster, namespace, over))
     printer.start()
     try:
         yield
     finally:
-        watch.terminate()
-        watch.wait()
+        over.set()
         printer.join()
 
 
@@ -112,17 +108,25 @@ def _kubectl(cluster: Cluster, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def _print_changes(watch: subprocess.Popen[str]) -> None:
+def _print_changes(cluster: Cluster, namespace: str, over: threading.Event) -> None:
     started = time.monotonic()
     seen: dict[str, str] = {}
-    assert watch.stdout is not None
-    for line in watch.stdout:
-        event, name, phase, deleting = line.split()
-        shown = phase if deleting == "<none>" else "Terminating"
-        shown = "gone" if event == "DELETED" else shown
-        if seen.get(name) != shown:
-            seen[name] = shown
-            say(f"{time.monotonic() - started:6.1f} s  pod {name}: {shown}")
+    query = ("get", "pods", "-n", namespace, "--no-headers", "-o", _COLUMNS)
+    while True:
+        last = over.wait(0.2)
+        with suppress(ClusterUnavailable):
+            rows = [line.split() for line in cluster.kubectl(*query).splitlines()]
+            found = {
+                name: phase if deleting == "<none>" else "Terminating"
+                for name, phase, deleting in rows
+            }
+            gone = dict.fromkeys(seen.keys() - found.keys(), "gone")
+            for name, shown in (found | gone).items():
+                if seen.get(name) != shown:
+                    say(f"{time.monotonic() - started:6.1f} s  pod {name}: {shown}")
+            seen = found
+        if last:
+            return
 
 
 def _follow(cluster: Cluster, namespace: str, name: str) -> int:
