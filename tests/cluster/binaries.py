@@ -114,6 +114,8 @@ def programs(
     root = folder or cache_folder()
     found: dict[str, Path] = {}
     with locked(root):
+        for left in root.glob("build-*"):  # of a build that was killed
+            shutil.rmtree(left, ignore_errors=True)
         for program in wanted:
             home = root / f"{program.name}-{_key(program)}"
             if not _intact(home, program.name):
