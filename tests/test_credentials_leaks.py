@@ -19,6 +19,7 @@ import yaml
 from kubetls.credentials.anchors import parse_anchors
 from kubetls.credentials.client_certificate import parse_client_certificate
 from kubetls.credentials.document import parse_document
+from kubetls.credentials.endpoint import endpoint_from_url
 from kubetls.credentials.hidden import HiddenBytes
 from kubetls.credentials.incluster import in_cluster
 from kubetls.credentials.kubeconfig import kubeconfig
@@ -207,6 +208,16 @@ def test_refused_kubeconfig_does_not_show_its_secrets(
     file = write_kubeconfig(tmp_path / "config", **(changes | {"user": user}))
     with pytest.raises(KubeTLSError) as caught:
         kubeconfig(file)
+    assert_silent(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", [f"https://ann:{SECRET}@host", f"https://h?token={SECRET}"]
+)
+def test_refused_url_does_not_show(url: str) -> None:
+    """A URL's user part is a password, its query may be a token."""
+    with pytest.raises(KubeTLSError) as caught:
+        endpoint_from_url(url, "server")
     assert_silent(caught.value)
 
 

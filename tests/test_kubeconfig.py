@@ -14,7 +14,8 @@ import yaml
 import kubetls.credentials.choose as choosing
 from kubetls.credentials.anchors import SYSTEM_ANCHORS, parse_anchors
 from kubetls.credentials.choose import choose
-from kubetls.credentials.document import DOCUMENT_BYTES
+from kubetls.credentials.document import DOCUMENT_BYTES, parse_document
+from kubetls.credentials.hidden import HiddenBytes
 from kubetls.credentials.incluster import in_cluster
 from kubetls.credentials.kubeconfig import kubeconfig
 from kubetls.errors import (
@@ -427,6 +428,15 @@ def test_document_of_another_shape_is_refused(
     assert caught.value.source.startswith(str(file))
     assert "SECRET" not in str(caught.value)
     assert 1 == len(str(caught.value).splitlines())
+
+
+def test_document_is_capped_before_it_is_parsed() -> None:
+    """However its bytes came, a document has at most 1 MiB."""
+    text = json.dumps(document()).encode()
+    padded = HiddenBytes(text.ljust(DOCUMENT_BYTES))
+    assert "dev" == parse_document(padded, "config").text("current-context")
+    with pytest.raises(KubeconfigError, match="config: larger than"):
+        parse_document(HiddenBytes(text.ljust(DOCUMENT_BYTES + 1)), "config")
 
 
 @pytest.mark.parametrize("kind", ["absent", "folder", "fifo"])
