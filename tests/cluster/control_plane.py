@@ -342,14 +342,25 @@ class ControlPlane:
         )
 
     def token(
-        self, account: str, namespace: str = "default", *, audience: str | None = None
+        self,
+        account: str,
+        namespace: str = "default",
+        *,
+        audience: str | None = None,
+        seconds: int = 600,
     ) -> str:
         """Request a token of a service account, made when it does not exist."""
         with suppress(ClusterUnavailable):
             self.kubectl("create", "serviceaccount", account, "-n", namespace)
         extra = ("--audience", audience) if audience else ()
         return self.kubectl(
-            "create", "token", account, "-n", namespace, "--duration=10m", *extra
+            "create",
+            "token",
+            account,
+            "-n",
+            namespace,
+            f"--duration={seconds}s",
+            *extra,
         ).strip()
 
     def audit_entries(self) -> list[dict[str, Any]]:

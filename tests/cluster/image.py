@@ -7,13 +7,11 @@ examples. Two layers: interpreter and dependencies (cached by content), and the 
 
 from __future__ import annotations
 
-import compileall
 import hashlib
 import importlib.metadata
 import io
 import json
 import os
-import py_compile
 import re
 import shutil
 import subprocess
@@ -94,9 +92,9 @@ def write_image(
             _add(tar, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
             _add(tar, "index.json", json.dumps(index).encode())
             for blob in sorted(blobs.iterdir()):
-                tar.add(blob, f"blobs/sha256/{blob.name}", recursive=False)
+                tar.add(blob, f"blobs/sha256/{blob.name}", filter=_plain)
             for layer, digest in zip(layers, digests, strict=True):
-                tar.add(layer, f"blobs/sha256/{digest[7:]}", recursive=False)
+                tar.add(layer, f"blobs/sha256/{digest[7:]}", filter=_plain)
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes, mode: int = 0o644) -> None:
@@ -146,26 +144,28 @@ def _copy(source: Path, target: Path) -> None:
 
 def _compile(tree: Path) -> None:
     # Without .pyc files every start costs 100 ms more; unchecked, as the files'
-    # times are not kept.
-    compileall.compile_dir(
-        tree,
-        quiet=2,
-        stripdir=str(tree),
-        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-        workers=2,
-    )
+    # times are not kept. A fresh process: what this one has interned would show.
+    subprocess.run(
+        [
+            sys.executable, "-I", "-m", "compileall", "-q",
+            "--invalidation-mode", "unchecked-hash", "-s", str(tree), str(tree),
+        ],
+        check=False,
+    )  # fmt: skip
+
+
+def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Leave out who made an entry and when: the same files make the same tar."""
+    info.uid = info.gid = 0
+    info.uname = info.gname = ""
+    info.mtime = 0
+    return info
 
 
 def _pack(tree: Path, target: Path) -> None:
-    def plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
-        info.uid = info.gid = 0
-        info.uname = info.gname = ""
-        info.mtime = 0
-        return info
-
     with tarfile.open(target, "w") as tar:
         for entry in sorted(tree.iterdir()):
-            tar.add(entry, entry.name, filter=plain)
+            tar.add(entry, entry.name, filter=_plain)
 
 
 def _runtime_distributions() -> list[importlib.metadata.Distribution]:
@@ -214,7 +214,15 @@ def _base_layer() -> Path:
                 part = Path(scratch) / "layer.tar"
                 _pack(tree, part)
                 part.rename(target)
+            _sweep(root)
     return target
+
+
+def _sweep(root: Path) -> None:
+    """Keep the newest base layers: each is 100 MB, and edits make new ones."""
+    layers = sorted(root.glob("python-layer-*.tar"), key=lambda p: p.stat().st_mtime)
+    for old in layers[:-3]:
+        old.unlink(missing_ok=True)
 
 
 def _fill_base(
