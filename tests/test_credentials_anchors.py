@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import pickle
 import ssl
 
 import pytest
@@ -191,6 +192,8 @@ def test_client_certificate_takes_what_belongs_to_it(
     assert b"KEY" not in pair.certificate_pem
     assert serialization.load_pem_private_key(pair.key_pem, None)
     assert "KEY" not in repr(pair)
+    with pytest.raises(TypeError, match="never pickled"):
+        pickle.dumps(pair)
 
 
 ENCRYPTED = serialization.load_pem_private_key(KEY_PEM, None).private_bytes(

@@ -45,7 +45,8 @@ class CredentialSource(Protocol):
         """Read one consistent generation.
 
         Raises:
-            CredentialError: When anything is missing or breaks its grammar.
+            CredentialError: A credential is missing or breaks its grammar.
+            ConfigError: A kubeconfig is gone, or was changed for the worse.
         """
         ...
 
