@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +26,12 @@ from tests.cluster.binaries import (
 )
 from tests.cluster.cluster import BuiltCluster, await_namespace, run
 from tests.cluster.control_plane import ControlPlane, Processes
+from tests.cluster.node_config import (
+    cni_config,
+    containerd_config,
+    kubelet_config,
+    require_packages,
+)
 from tests.cluster.remains import (
     Guard,
     cgroup_hierarchies,
@@ -40,43 +45,10 @@ if TYPE_CHECKING:
 
 NODE_ADDRESS = "10.99.0.1"
 SERVICE_ADDRESS = "10.96.0.1"
-POD_RANGE = "10.244.0.0/24"
 PORT = 6443
-PACKAGES = ("runc", "containernetworking-plugins", "iptables", "iproute2")
-CNI_PLUGINS = Path("/usr/lib/cni")
 
 # The kubelet sets these for the whole host; they are put back at the end.
 HOST_SYSCTLS = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops")
-
-
-def require_packages() -> None:
-    """Have the Debian packages of a node; install them only in CI.
-
-    Raises:
-        ClusterUnavailable: Something is missing; with the line that installs it.
-    """
-    if os.geteuid() != 0:
-        msg = "a node needs root (network namespace, containers)"
-        raise ClusterUnavailable(msg)
-    missing = [
-        name
-        for name, there in (
-            ("runc", shutil.which("runc")),
-            ("containernetworking-plugins", (CNI_PLUGINS / "bridge").exists()),
-            ("iptables", shutil.which("iptables")),
-            ("iproute2", shutil.which("ip")),
-        )
-        if not there
-    ]
-    if not missing:
-        return
-    line = f"apt-get install -y {' '.join(missing)}"
-    if os.environ.get("CI") != "true" or shutil.which("apt-get") is None:
-        msg = f"a node needs Debian packages; as root: {line}"
-        raise ClusterUnavailable(msg)
-    say(f"CI: {line}")
-    for command in ("apt-get update -q", f"{line} -q --no-install-recommends"):
-        run(command.split(), seconds=600)
 
 
 class Node:
@@ -229,9 +201,9 @@ class Node:
     def _start_containerd(self) -> None:
         cni = self.root / "cni"
         cni.mkdir()
-        (cni / "10-bridge.conflist").write_text(_cni_config(self.root / "ipam"))
+        (cni / "10-bridge.conflist").write_text(cni_config(self.root / "ipam"))
         config = self.root / "containerd.toml"
-        config.write_text(_containerd_config(self.root, cni))
+        config.write_text(containerd_config(self.root, cni))
         bin_folder = self.root / "bin"
         bin_folder.mkdir()
         shim = "containerd-shim-runc-v2"
@@ -266,7 +238,7 @@ class Node:
         )
         plane.pair("kubelet-serving", serving)
         config = self.root / "kubelet.json"
-        config.write_text(json.dumps(self._kubelet_config()))
+        config.write_text(json.dumps(kubelet_config(self.root, self.name, self.socket)))
         self.containers.start(
             "kubelet",
             str(self.binaries["kubelet"]),
@@ -277,33 +249,6 @@ class Node:
             f"--root-dir={self.root}/kubelet",
             f"--cert-dir={self.root}/kubelet-pki",
         )
-
-    def _kubelet_config(self) -> dict[str, object]:
-        plane = self.control_plane.root
-        return {
-            "apiVersion": "kubelet.config.k8s.io/v1beta1",
-            "kind": "KubeletConfiguration",
-            "authentication": {
-                "x509": {"clientCAFile": f"{plane}/ca.crt"},
-                "webhook": {"enabled": True},
-                "anonymous": {"enabled": False},
-            },
-            "authorization": {"mode": "Webhook"},
-            "containerRuntimeEndpoint": f"unix://{self.socket}",
-            "cgroupDriver": "cgroupfs",
-            "cgroupRoot": f"/{self.name}",
-            "failCgroupV1": False,
-            "failSwapOn": False,
-            "enforceNodeAllocatable": [],
-            "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%"},
-            "resolvConf": "",
-            "tlsCertFile": f"{plane}/kubelet-serving.crt",
-            "tlsPrivateKeyFile": f"{plane}/kubelet-serving.key",
-            "podLogsDir": f"{self.root}/pod-logs",
-            "volumePluginDir": f"{self.root}/volume-plugins",
-            "registerWithTaints": [],
-            "syncFrequency": "10s",
-        }
 
     def _wait_ready(self) -> None:
         query = (
@@ -360,53 +305,3 @@ def _inherit_cpuset(group: Path) -> None:
         file = group / name
         if file.exists() and not file.read_text().strip():
             file.write_text((group.parent / name).read_text())
-
-
-def _cni_config(ipam: Path) -> str:
-    return json.dumps(
-        {
-            "cniVersion": "1.0.0",
-            "name": "bridge",
-            "plugins": [
-                {
-                    "type": "bridge",
-                    "bridge": "cni0",
-                    "isGateway": True,
-                    "ipam": {
-                        "type": "host-local",
-                        "dataDir": str(ipam),
-                        "ranges": [[{"subnet": POD_RANGE}]],
-                        "routes": [{"dst": "0.0.0.0/0"}],
-                    },
-                },
-                {"type": "loopback"},
-            ],
-        }
-    )
-
-
-def _containerd_config(root: Path, cni: Path) -> str:
-    # restrict_oom_score_adj: without CAP_SYS_RESOURCE runc cannot lower the score.
-    return f"""\
-version = 3
-root = "{root}/containerd"
-state = "{root}/containerd-state"
-disabled_plugins = ["io.containerd.nri.v1.nri"]
-[grpc]
-  address = "{root}/containerd.sock"
-[ttrpc]
-  address = "{root}/containerd.sock.ttrpc"
-[plugins."io.containerd.cri.v1.images".pinned_images]
-  sandbox = "{image.PAUSE_IMAGE}"
-[plugins."io.containerd.cri.v1.runtime"]
-  netns_mounts_under_state_dir = true
-  restrict_oom_score_adj = true
-[plugins."io.containerd.cri.v1.runtime".cni]
-  bin_dirs = ["{CNI_PLUGINS}"]
-  conf_dir = "{cni}"
-[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
-  runtime_type = "io.containerd.runc.v2"
-[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
-  BinaryName = "{shutil.which("runc")}"
-  SystemdCgroup = false
-"""
