@@ -16,6 +16,7 @@ import queue
 import random
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
 
@@ -35,7 +36,7 @@ from kubetls.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
 
     from kubetls.client.listing import Listing
     from kubetls.client.response import Response
@@ -115,7 +116,7 @@ class _Stream:
     def _events(self) -> Iterator[Event]:
         raise NotImplementedError
 
-    def _guarded(self) -> Iterator[Event]:
+    def _guarded(self) -> Generator[Event]:
         try:
             yield from self._events()
         except _Stopped:
@@ -203,6 +204,9 @@ class _Stream:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        # Close the connection now; another thread that is reading closes it itself.
+        with suppress(ValueError):
+            self._produced.close()
 
 
 class Watch(_Stream):

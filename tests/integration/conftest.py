@@ -16,6 +16,8 @@ import pytest
 from tests.cluster.binaries import ClusterUnavailable
 from tests.cluster.cluster import Cluster, await_namespace, private_cluster
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.manifests import account
+from tests.integration.space import Space
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,3 +91,18 @@ def namespace(cluster: Cluster) -> Iterator[Callable[[], str]]:
     for name in made:
         with suppress(ClusterUnavailable):
             cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def space(
+    cluster: Cluster, image: str, namespace: Callable[[], str]
+) -> Iterator[Space]:
+    """Lend a fresh namespace that has a parent's account."""
+    made = Space(cluster, namespace())
+    assert image == cluster.image
+    made.apply(*account())
+    yield made
+    with suppress(ClusterUnavailable):
+        made.kubectl(
+            "delete", "pods", "--all", "--grace-period=0", "--force", "--wait=false"
+        )

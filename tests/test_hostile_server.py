@@ -1,0 +1,475 @@
+"""A server that is not the one we mean receives no application byte, in any way.
+
+Real handshakes on loopback. The server counts what it gets after the handshake; the
+session, a borrowed context in http.client and one in asyncio are all tried.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import socket
+import ssl
+import traceback
+from typing import TYPE_CHECKING
+
+import pytest
+import urllib3
+
+import kubetls
+from kubetls.credentials.anchors import parse_anchors
+from kubetls.credentials.config import Config, Generation
+from kubetls.credentials.endpoint import Endpoint
+from kubetls.credentials.token import parse_mounted_token
+from kubetls.identity.names import reference_identifier
+from kubetls.transport.connection import Guard, VerifiedConnection, VerifiedPeer
+from kubetls.transport.context import LockedContext, locked_context
+from kubetls.transport.pool import GuardedPool
+from tests.cluster.pki import Authority, Pair
+from tests.servers import Server, response
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TOKEN = "aGVhZGVy.c2VjcmV0LXBheWxvYWQ.c2lnbmF0dXJl"
+AUTHORITY = Authority()
+STRANGER = Authority()
+
+GOOD = AUTHORITY.issue("api", addresses=("127.0.0.1",), names=("api.example",))
+
+
+class Source:
+    """A fixed generation of credentials."""
+
+    def __init__(self, authority: Authority) -> None:
+        anchors = parse_anchors(authority.certificate, "ca.crt")
+        token = parse_mounted_token(TOKEN.encode(), "token")
+        self.generation = Generation(anchors, token)
+
+    def read(self) -> Generation:
+        return self.generation
+
+
+def config_for(server: Server, reference: str | None = None) -> Config:
+    name = reference_identifier(reference) if reference else None
+    address = reference_identifier(server.host)
+    endpoint = Endpoint(address, server.port, name)
+    return Config(endpoint, Source(AUTHORITY), "default", "test")
+
+
+def open_session(server: Server, reference: str | None = None) -> kubetls.Session:
+    return kubetls.session(
+        config_for(server, reference),
+        retries=kubetls.Retries(attempts=0),
+        timeout=kubetls.Timeout(connect=5, read=5),
+    )
+
+
+def context_for(reference: str = "127.0.0.1") -> LockedContext:
+    anchors = parse_anchors(AUTHORITY.certificate, "ca.crt")
+    return locked_context(anchors, reference_identifier(reference))
+
+
+REFUSED: list[tuple[str, Pair, str | None, type[Exception]]] = [
+    (
+        "wrong address",
+        AUTHORITY.issue("api", addresses=("127.0.0.2", "::1")),
+        None,
+        kubetls.IdentityMismatch,
+    ),
+    (
+        "address as a name only",
+        AUTHORITY.issue("api", names=("127.0.0.1",)),
+        None,
+        kubetls.IdentityMismatch,
+    ),
+    (
+        "wrong name",
+        AUTHORITY.issue("api", names=("other.example",)),
+        "api.example",
+        kubetls.IdentityMismatch,
+    ),
+    (
+        "wildcard over two labels",
+        AUTHORITY.issue("api", names=("*.b.example",)),
+        "x.y.b.example",
+        kubetls.IdentityMismatch,
+    ),
+    (
+        "common name only",
+        AUTHORITY.issue("api.example"),
+        "api.example",
+        kubetls.IdentityMismatch,
+    ),
+    (
+        "no SAN at all",
+        AUTHORITY.issue("127.0.0.1"),
+        None,
+        kubetls.IdentityMismatch,
+    ),
+    (
+        "another CA",
+        STRANGER.issue("api", addresses=("127.0.0.1",)),
+        None,
+        kubetls.ChainRefused,
+    ),
+    (
+        "expired",
+        AUTHORITY.issue("api", addresses=("127.0.0.1",), days=-1),
+        None,
+        kubetls.ChainRefused,
+    ),
+    (
+        "a client's certificate",
+        AUTHORITY.issue("api", addresses=("127.0.0.1",), server=False),
+        None,
+        kubetls.ChainRefused,
+    ),
+]
+CASES = pytest.mark.parametrize(
+    ("pair", "reference", "error"),
+    [case[1:] for case in REFUSED],
+    ids=[case[0] for case in REFUSED],
+)
+
+
+def test_good_server_gets_the_request_and_the_token(tmp_path: Path) -> None:
+    """The control: the same set-up with the right certificate works."""
+    with Server(GOOD, tmp_path) as server, open_session(server) as session:
+        assert "v0.0.0" == session.get("/version")["gitVersion"]
+        assert f"Authorization: Bearer {TOKEN}".encode() in server.received
+        assert [None] == server.names
+
+
+def test_name_is_indicated_and_an_address_is_not(tmp_path: Path) -> None:
+    """Server name indication carries names only; the check is the same."""
+    with (
+        Server(GOOD, tmp_path) as server,
+        open_session(server, "api.example") as session,
+    ):
+        session.get("/version")
+        assert ["api.example"] == server.names
+
+
+@CASES
+def test_refused_server_gets_no_byte_from_a_session(
+    tmp_path: Path, pair: Pair, reference: str | None, error: type[Exception]
+) -> None:
+    """The typed error comes, and nothing else has left."""
+    with Server(pair, tmp_path) as server, open_session(server, reference) as session:
+        with pytest.raises(error):
+            session.post("/api/v1/pods", {"secret": "body"})
+        assert b"" == server.received
+
+
+@CASES
+def test_refused_server_gets_no_byte_through_http_client(
+    tmp_path: Path, pair: Pair, reference: str | None, error: type[Exception]
+) -> None:
+    """A borrowed context protects the standard library's client too."""
+    del error
+    context = context_for(reference or "127.0.0.1")
+    name = reference or "127.0.0.1"
+
+    def talk(server: Server) -> None:
+        address = (server.host, server.port)
+        with socket.create_connection(address, 5) as raw:
+            client = http.client.HTTPConnection(*address)
+            client.sock = context.wrap_socket(raw, server_hostname=name)
+            client.request("GET", "/", headers={"Authorization": TOKEN})
+
+    with Server(pair, tmp_path) as server:
+        with pytest.raises((ssl.SSLError, kubetls.KubeTLSError)):
+            talk(server)
+        assert b"" == server.received
+
+
+@CASES
+def test_refused_server_gets_no_byte_through_asyncio(
+    tmp_path: Path, pair: Pair, reference: str | None, error: type[Exception]
+) -> None:
+    """TLS over memory, as asyncio does it: the same verifier stands there."""
+    del error
+    context = context_for(reference or "127.0.0.1")
+
+    async def talk(port: int) -> None:
+        name = reference or "127.0.0.1"
+        _, writer = await asyncio.open_connection(
+            "127.0.0.1", port, ssl=context, server_hostname=name
+        )
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        await writer.drain()
+
+    with Server(pair, tmp_path) as server:
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            asyncio.run(talk(server.port))
+        assert b"" == server.received
+
+
+def test_write_before_the_handshake_is_refused(tmp_path: Path) -> None:
+    """SSLObject.write() handshakes implicitly in OpenSSL; ours refuses first."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context_for().wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    with pytest.raises(kubetls.ContextRefused):
+        tls.write(b"Bearer")
+    assert 0 == outgoing.pending
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"assert_hostname": "127.0.0.1"},
+        {"assert_hostname": False},
+        {"assert_fingerprint": "aa" * 32},
+        {"proxy": "http://127.0.0.1:1"},
+        {"server_hostname": "elsewhere.example"},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_urllib3_knob_is_refused(option: dict[str, object]) -> None:
+    """Every knob that would replace the check is refused where connections are made."""
+    endpoint = Endpoint(reference_identifier("127.0.0.1"), 1)
+    guard = Guard(endpoint, context_for(), lambda _: None)
+    with pytest.raises(kubetls.ContextRefused):
+        VerifiedConnection("127.0.0.1", 1, guard=guard, **option)
+
+
+def test_foreign_pool_cannot_weaken_a_borrowed_context(tmp_path: Path) -> None:
+    """urllib3's own pool writes into contexts; the locked one does not take it."""
+    wrong = AUTHORITY.issue("api", addresses=("127.0.0.2",))
+    context = context_for()
+    with Server(wrong, tmp_path) as server:
+        for option in (
+            {"assert_hostname": False},
+            {"cert_reqs": "CERT_NONE"},
+            {"ca_certs": __file__},
+        ):
+            pool = urllib3.HTTPSConnectionPool(
+                "127.0.0.1", server.port, ssl_context=context, retries=False, **option
+            )
+            with pool, pytest.raises(Exception):  # noqa: B017, PT011 - any refusal will do
+                pool.request("GET", "/")
+        assert b"" == server.received
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("check_hostname", False),
+        ("verify_mode", ssl.CERT_NONE),
+        ("verify_mode", ssl.CERT_OPTIONAL),
+        ("hostname_checks_common_name", True),
+        ("minimum_version", ssl.TLSVersion.TLSv1),
+        ("verify_flags", ssl.VerifyFlags.VERIFY_DEFAULT),
+        ("sslsocket_class", ssl.SSLSocket),
+        ("sslobject_class", ssl.SSLObject),
+        ("keylog_filename", os.devnull),
+        ("options", 0),
+    ],
+)
+def test_sealed_context_is_not_changed(name: str, value: object) -> None:
+    """Setting anything to anything else raises and changes nothing."""
+    context = context_for()
+    with pytest.raises(kubetls.ContextRefused):
+        setattr(context, name, value)
+    context.check_unchanged()
+
+
+def test_setting_what_is_there_is_no_change() -> None:
+    """Libraries set verify_mode and ALPN to what they are on every connection."""
+    context = context_for()
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.set_alpn_protocols(["http/1.1"])
+    context.check_unchanged()
+
+
+def test_anchor_added_behind_the_lock_is_noticed(tmp_path: Path) -> None:
+    """The base class's loader goes around ours; the store is compared before use."""
+    context = context_for()
+    pem = STRANGER.certificate.decode()
+    with pytest.raises(kubetls.ContextRefused):
+        context.load_verify_locations(cadata=pem)
+    ssl.SSLContext.load_verify_locations(context, cadata=pem)
+    bad = STRANGER.issue("api", addresses=("127.0.0.1",))
+    with Server(bad, tmp_path) as server:
+        with (
+            socket.create_connection((server.host, server.port)) as raw,
+            pytest.raises(kubetls.ContextRefused),
+        ):
+            context.wrap_socket(raw, server_hostname="127.0.0.1")
+        assert b"" == server.received
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"server_hostname": "elsewhere.example"},
+        {"server_hostname": None},
+        {"server_hostname": "127.0.0.1", "server_side": True},
+        {"server_hostname": "127.0.0.1", "do_handshake_on_connect": False},
+    ],
+    ids=str,
+)
+def test_wrap_socket_takes_only_our_handshake(options: dict[str, object]) -> None:
+    """Another name, no name, a server, a deferred handshake: refused before any byte."""
+    with (
+        socket.socket() as raw,
+        pytest.raises(kubetls.ContextRefused),
+    ):
+        context_for().wrap_socket(raw, **options)  # type: ignore[arg-type]
+
+
+def test_proof_of_a_certificate_unlocks_nothing() -> None:
+    """verify_identity proves a name; only a connection can mint a peer."""
+    certificate = ssl.PEM_cert_to_DER_cert(GOOD.certificate.decode())
+    proof = kubetls.verify_identity(certificate, "127.0.0.1")
+    with pytest.raises(TypeError):
+        VerifiedPeer(object(), proof, object())  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        kubetls.VerifiedIdentity(proof.reference, "x", b"", object())
+
+
+def test_tunnel_is_refused() -> None:
+    """A CONNECT request would leave before the origin is verified."""
+    endpoint = Endpoint(reference_identifier("127.0.0.1"), 1)
+    guard = Guard(endpoint, context_for(), lambda _: None)
+    with pytest.raises(kubetls.ContextRefused):
+        VerifiedConnection("127.0.0.1", 1, guard=guard).set_tunnel("elsewhere", 443)
+    with pytest.raises(kubetls.ContextRefused):
+        GuardedPool(guard, 1)._prepare_proxy(None)
+
+
+def test_proxy_variables_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection goes to the server, whatever the environment says."""
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    with Server(GOOD, tmp_path) as server, open_session(server) as session:
+        session.get("/version")
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "/other",
+        "//elsewhere.example/x",
+        "https://elsewhere.example/",
+        "http://127.0.0.1/",
+    ],
+)
+def test_redirect_is_an_error(tmp_path: Path, location: str) -> None:
+    """A redirect is never followed, and asked once."""
+    answer = response(b"", f"Location: {location}", status="307 Temporary Redirect")
+    with Server(GOOD, tmp_path, [answer]) as server, open_session(server) as session:
+        with pytest.raises(kubetls.UnexpectedRedirect):
+            session.post("/api/v1/pods", {})
+        assert 1 == server.received.count(b"POST ")
+
+
+WHOLE = json.dumps({"kind": "Status", "padding": "x" * 64}).encode()
+
+
+@pytest.mark.parametrize("kept", range(0, len(WHOLE), 9))
+def test_cut_body_is_an_error(tmp_path: Path, kept: int) -> None:
+    """A body shorter than its Content-Length is never taken for complete."""
+    head, _, body = response(WHOLE, "X-Cut: yes").partition(b"\r\n\r\n")
+    answer = head + b"\r\n\r\n" + body[:kept]
+    with (
+        Server(GOOD, tmp_path, [answer]) as server,
+        open_session(server) as session,
+        pytest.raises(kubetls.TransportError),
+    ):
+        session.get("/version")
+
+
+def test_body_without_length_is_an_error(tmp_path: Path) -> None:
+    """Neither Content-Length nor chunked: its end could not be told from a cut."""
+    answer = b"HTTP/1.1 200 OK\r\n\r\n{}"
+    with (
+        Server(GOOD, tmp_path, [answer]) as server,
+        open_session(server) as session,
+        pytest.raises(kubetls.ProtocolError, match="Content-Length"),
+    ):
+        session.get("/version")
+
+
+def test_old_tls_is_refused(tmp_path: Path) -> None:
+    """A server that speaks TLS 1.1 at most gets no byte."""
+
+    def old(context: ssl.SSLContext) -> None:
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+        with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+            context.maximum_version = ssl.TLSVersion.TLSv1_1
+
+    with (
+        Server(GOOD, tmp_path, configure=old) as server,
+        open_session(server) as session,
+    ):
+        with pytest.raises(kubetls.KubeTLSError):
+            session.get("/version")
+        assert b"" == server.received
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [response(b"not json")],
+        [response(b"{}", status="500 Internal Server Error")],
+        [b"HTTP/1.1 200 OK\r\n\r\n"],
+        [b"garbage\r\n\r\n"],
+        [response(b"", "Location: /x", status="302 Found")],
+    ],
+    ids=["no JSON", "500", "no length", "no HTTP", "redirect"],
+)
+def test_token_is_in_no_traceback(tmp_path: Path, answers: list[bytes]) -> None:
+    """Not even one that captures the variables of every frame."""
+    with Server(GOOD, tmp_path, answers) as server, open_session(server) as session:
+        with pytest.raises(kubetls.KubeTLSError) as caught:
+            session.get("/version")
+        told = traceback.TracebackException.from_exception(
+            caught.value, capture_locals=True
+        )
+        text = "".join(told.format()) + repr(session) + repr(session.__dict__)
+        assert TOKEN not in text
+        assert b"Bearer" in server.received
+
+
+def test_debug_output_of_http_client_is_off(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """http.client prints headers when its debug level is set; ours stays at 0."""
+    monkeypatch.setattr(http.client.HTTPConnection, "debuglevel", 1)
+    with Server(GOOD, tmp_path) as server, open_session(server) as session:
+        session.get("/version")
+    assert TOKEN not in capsys.readouterr().out
+
+
+def test_own_authorization_header_is_refused(tmp_path: Path) -> None:
+    """The session's identity is the session's to state."""
+    with (
+        Server(GOOD, tmp_path) as server,
+        open_session(server) as session,
+        pytest.raises(kubetls.ConfigError, match="authorization"),
+    ):
+        session.request("GET", "/version", headers={"authorization": "Bearer x"})
+
+
+def test_forked_child_makes_a_connection_of_its_own(tmp_path: Path) -> None:
+    """Parent and child never encrypt under one key: the child's socket refuses."""
+    with Server(GOOD, tmp_path) as server, open_session(server) as session:
+        session.get("/version")
+        before = server.handshakes
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os._exit(0 if session.get("/version") else 1)
+            finally:
+                os._exit(1)
+        assert 0 == os.waitpid(pid, 0)[1]
+        assert before + 1 == server.handshakes
+        session.get("/version")
+        assert before + 1 == server.handshakes
