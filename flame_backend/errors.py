@@ -9,7 +9,6 @@ token, a key or a payload. This module imports nothing of ours.
 
 from __future__ import annotations
 
-import concurrent.futures
 from typing import Any
 
 
@@ -223,10 +222,6 @@ class CallTimeout(CallError, TimeoutError):
     def __str__(self) -> str:
         clock = "queue_timeout" if self.phase == "queue" else "timeout"
         return f"the call's {clock} of {self.seconds:g} s ran out ({self.phase})"
-
-
-class CallCancelled(CallError, concurrent.futures.CancelledError):
-    """The call was cancelled, by its caller or by shutdown of the pool."""
 
 
 class RemoteError(CallError):

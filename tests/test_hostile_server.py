@@ -313,7 +313,7 @@ def test_anchor_added_behind_the_lock_is_noticed(tmp_path: Path) -> None:
     ids=str,
 )
 def test_wrap_socket_takes_only_our_handshake(options: dict[str, object]) -> None:
-    """Another name, no name, a server, a deferred handshake: refused before any byte."""
+    """Another name, none, a server, a deferred handshake: refused before any byte."""
     with (
         socket.socket() as raw,
         pytest.raises(kubetls.ContextRefused),

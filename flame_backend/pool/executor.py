@@ -44,6 +44,7 @@ from flame_backend.pool.options import (
     default_backend,
     pool_spec,
 )
+from flame_backend.pool.workers import Workers
 from flame_backend.runner.parent import parent
 from flame_backend.wire.exceptions import decode_exception
 from flame_backend.wire.frames import Kind
@@ -179,7 +180,7 @@ class Pool(concurrent.futures.Executor):
         self._deadlines: dict[int, tuple[float, Call]] = {}
         self._keeper: threading.Thread | None = None
         self._alarm = threading.Condition(self._lock)
-        self._threads: concurrent.futures.ThreadPoolExecutor | None = None
+        self._workers: Workers | None = None
         self._generation = itertools.count(1)
 
     # ------------------------------------------------------------------ calls
@@ -277,16 +278,13 @@ class Pool(concurrent.futures.Executor):
         future: FlameFuture[Any] = FlameFuture()
         with self._lock:
             self._require_open()
-            if self._threads is None:
-                self._threads = concurrent.futures.ThreadPoolExecutor(
-                    self._max * self._spec.slots, f"flame-{self._spec.name}"
-                )
-            self._threads.submit(self._fulfil, future, call)
+            if self._workers is None:
+                limit = self._max * self._spec.slots
+                self._workers = Workers(limit, f"flame-{self._spec.name}")
+            self._workers.submit(future, lambda: self._fulfil(future, call))
         return future
 
     def _fulfil(self, future: FlameFuture[Any], call: Call) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
         try:
             result = self._run(call)
         except BaseException as error:  # noqa: BLE001 - a future carries whatever there is
@@ -591,11 +589,11 @@ class Pool(concurrent.futures.Executor):
             cancel_futures: Cancel what has not started.
         """
         with self._lock:
-            if self._closed and self._threads is None:
-                return
-            threads, self._threads = self._threads, None
-        if threads is not None:
-            threads.shutdown(wait=wait, cancel_futures=cancel_futures)
+            workers = self._workers
+        if workers is not None:
+            workers.close(cancel_futures=cancel_futures)
+            if wait:
+                workers.join()
         with self._lock:
             if self._closed:
                 return
@@ -611,6 +609,8 @@ class Pool(concurrent.futures.Executor):
             self._backend.close(0.0)
         if self._keeper is not None and self._keeper is not threading.current_thread():
             self._keeper.join()
+        if workers is not None:
+            workers.join()
         for lease in leases:
             lease.link.close()
 
