@@ -9,7 +9,10 @@ token, a key or a payload. This module imports nothing of ours.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import concurrent.futures
 
 
 class FlameError(Exception):
@@ -222,6 +225,28 @@ class CallTimeout(CallError, TimeoutError):
     def __str__(self) -> str:
         clock = "queue_timeout" if self.phase == "queue" else "timeout"
         return f"the call's {clock} of {self.seconds:g} s ran out ({self.phase})"
+
+
+if TYPE_CHECKING:
+
+    class CallCancelled(CallError, concurrent.futures.CancelledError):
+        """The call was cancelled, by its caller or by shutdown of the pool."""
+
+else:
+
+    def __getattr__(name: str) -> Any:
+        # Its second base loads logging and threads, 10 ms that every runner would
+        # wait for before it says HELLO; so the class is made when it is first named.
+        if name != "CallCancelled":
+            msg = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(msg)
+        import concurrent.futures
+
+        class CallCancelled(CallError, concurrent.futures.CancelledError):
+            """The call was cancelled, by its caller or by shutdown of the pool."""
+
+        CallCancelled.__qualname__ = "CallCancelled"
+        return globals().setdefault("CallCancelled", CallCancelled)
 
 
 class RemoteError(CallError):
