@@ -77,6 +77,7 @@ TABLE = {
     "flame_backend.backends.local": "edges",
     "flame_backend.pool.calls": "faces",
     "flame_backend.pool.executor": "faces",
+    "flame_backend.pool.workers": "edges",
     "flame_backend.pool.machine": "rules",
     "flame_backend.pool.mapping": "faces",
     # Chooses the backend, so it knows them all.
@@ -87,6 +88,7 @@ TABLE = {
     "flame_backend.runner.parent": "edges",
     "flame_backend.runner.slot": "edges",
     "flame_backend.runner.zygote": "edges",
+    "flame_backend.wire.decoding": "edges",
     "flame_backend.wire.exceptions": "edges",
     "flame_backend.wire.frames": "values",
     # Builds Paths and arrays.

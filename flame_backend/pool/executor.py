@@ -46,10 +46,10 @@ from flame_backend.pool.options import (
 )
 from flame_backend.pool.workers import Workers
 from flame_backend.runner.parent import parent
+from flame_backend.wire.decoding import decode
 from flame_backend.wire.exceptions import decode_exception
 from flame_backend.wire.frames import Kind
 from flame_backend.wire.functions import dump_call, load_object
-from flame_backend.wire.values import decode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

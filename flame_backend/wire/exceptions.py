@@ -16,8 +16,9 @@ import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.errors import MalformedFrame, RemoteError
+from flame_backend.wire.decoding import decode, rebuilt_exception
 from flame_backend.wire.text import clean
-from flame_backend.wire.values import Encoded, decode, encode, rebuilt_exception
+from flame_backend.wire.values import Encoded, encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
