@@ -188,6 +188,7 @@ def test_inputs_are_not_changed() -> None:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
+    "callback": (lambda pod, app: {}[1], "KeyError"),
     "name": ({"metadata": {"name": "x"}}, "metadata.name"),
     "namespace": ({"metadata": {"namespace": "x"}}, "metadata.namespace"),
     "owner": ({"metadata": {"ownerReferences": []}}, "ownerReferences"),

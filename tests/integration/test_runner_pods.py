@@ -100,7 +100,7 @@ attempt(manifest=lambda pod, app: 1 / 0)
         "ContainerConfigError",
         "BootDenied",
         "ManifestError",
-        "ConfigurationError",
+        "ManifestError",
     ] == kinds, text
     assert "imagePullPolizy" in text
     assert "hostNetwork" in text

@@ -137,6 +137,14 @@ class KubernetesBackend:
         self._sink = sink
         self._closed = False
         self._session = self._given_session or _session()
+        try:
+            self._open(spec)
+        except BaseException:
+            if self._given_session is None:
+                self._session.close()
+            raise
+
+    def _open(self, spec: PoolSpec) -> None:
         self._parent_pod = _own_pod(self._session)
         self._namespace = self._parent_pod["metadata"]["namespace"]
         self._pods = kubetls.path("v1", "pods", namespace=self._namespace)
@@ -245,9 +253,6 @@ class KubernetesBackend:
             self._fail(boot, _create_error(boot.name, error))
         except FlameError as error:
             self._fail(boot, BootDenied(boot.name, "create", str(error)))
-        except Exception as error:  # noqa: BLE001 - a user's callback raised
-            reason = f"the manifest callback raised {type(error).__name__}: {error}"
-            self._fail(boot, BootDenied(boot.name, "create", reason))
         else:
             boot.uid = uid
             self._admission.posted(boot.name, uid)

@@ -150,7 +150,7 @@ def _user_manifest(
         return {}
     found: Any = manifest
     if callable(manifest):
-        found = manifest(copy.deepcopy(parent), copy.deepcopy(container))
+        found = _called(manifest, parent, container)
     if isinstance(found, str):
         import yaml
 
@@ -161,6 +161,18 @@ def _user_manifest(
     if not isinstance(found, dict):
         raise ManifestError("manifest", "must be a mapping")
     return copy.deepcopy(found)
+
+
+def _called(
+    callback: Callable[[dict[str, Any], dict[str, Any]], Mapping[str, Any]],
+    parent: dict[str, Any],
+    container: dict[str, Any],
+) -> object:
+    try:
+        return callback(copy.deepcopy(parent), copy.deepcopy(container))
+    except Exception as error:
+        reason = f"the callback raised {type(error).__name__}: {error}"
+        raise ManifestError("manifest", reason) from error
 
 
 def _refuse_forbidden(user: dict[str, Any]) -> None:
