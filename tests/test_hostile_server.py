@@ -12,6 +12,8 @@ import json
 import os
 import socket
 import ssl
+import subprocess
+import sys
 import traceback
 from typing import TYPE_CHECKING
 
@@ -473,3 +475,22 @@ def test_forked_child_makes_a_connection_of_its_own(tmp_path: Path) -> None:
         assert before + 1 == server.handshakes
         session.get("/version")
         assert before + 1 == server.handshakes
+
+
+def test_replaced_context_class_is_refused() -> None:
+    """A library that puts its own class in place of ssl.SSLContext is named."""
+    code = (
+        "import ssl\n"
+        "class Injected(ssl.SSLContext): pass\n"
+        "Injected.__module__ = 'injector'\n"
+        "ssl.SSLContext = Injected\n"
+        "import kubetls\n"
+        "try:\n"
+        "    kubetls.session\n"
+        "except kubetls.ContextRefused as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "injector" in done.stdout

@@ -51,10 +51,8 @@ def decode(
     except MalformedFrame:
         raise
     except Exception as error:  # noqa: BLE001 - hostile bytes: one family out
-        cause = error.__cause__ or error
-        if isinstance(cause, MalformedFrame):
-            raise cause from None
-        msg = f"not a value of ours ({type(cause).__name__})"
+        # ormsgpack tells that its hook failed and not how.
+        msg = decoder.refusal or f"not a value of ours ({type(error).__name__})"
         raise MalformedFrame(msg) from None
     finally:
         if pause:
@@ -76,6 +74,7 @@ class _Decoder:
         self._budget = budget
         self._depth = 0
         self.unused = set(range(len(segments)))
+        self.refusal = ""
 
     def extension(self, tag: int, data: bytes) -> Any:
         """Return the value of one extension."""
@@ -85,8 +84,10 @@ class _Decoder:
             msg = "values nested beyond the limit"
             raise MalformedFrame(msg)
         try:
-            build = _BUILDERS[tag]
-            return build(self, data)
+            return _BUILDERS[tag](self, data)
+        except MalformedFrame as error:
+            self.refusal = str(error)
+            raise
         finally:
             self._depth -= 1
 

@@ -8,6 +8,9 @@ log.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -205,3 +208,22 @@ def test_pod_refuses_a_name_that_is_not_presented(
             if str(entry.get("userAgent", "")).startswith("wrong-name")
         ]
         assert [] == seen, json.dumps(seen)[:500]
+
+
+def test_one_line_works_by_the_environment(
+    control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    """The README's first line, outside a cluster, with $KUBECONFIG."""
+    path = tmp_path / "kubeconfig"
+    path.write_text(control_plane.kubeconfig())
+    line = (
+        "import kubetls; s = kubetls.session(); print(s.get('/version')['gitVersion'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", line],
+        env=os.environ | {"KUBECONFIG": str(path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"{VERSION}\n" == done.stdout
