@@ -62,6 +62,7 @@ TABLE = {
     "kubetls.transport.context": "edges",
     "kubetls.transport.pool": "edges",
     "kubetls.transport.probe": "edges",
+    "kubetls.transport.sockets": "edges",
     "flame_backend": "door",
     "flame_backend.errors": "errors",
     "flame_backend.backends.base": "values",

@@ -52,7 +52,7 @@ def load_client_certificate(
 
 
 def _memory_file() -> tuple[int, str]:
-    if hasattr(os, "memfd_create"):
+    if hasattr(os, "memfd_create") and Path("/proc/self/fd").is_dir():
         descriptor = os.memfd_create("kubetls")
         return descriptor, f"/proc/self/fd/{descriptor}"
     return tempfile.mkstemp(prefix="kubetls-")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from urllib3.connection import HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from kubetls.errors import (
     ChainRefused,
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kubetls.credentials.endpoint import Endpoint
-    from kubetls.transport.context import LockedContext, VerifiedSocket
+    from kubetls.transport.context import LockedContext
+    from kubetls.transport.sockets import VerifiedSocket
 
 # As Go's dialer: half-open connections behind NAT are found within three minutes.
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 9))
@@ -46,6 +48,9 @@ SOCKET_OPTIONS: Final = [
 
 # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH.
 _NAME_CODES: Final = frozenset({62, 64})
+
+# The peer went away in the middle, which says nothing about who it is.
+_GONE: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 _PROBE_SECONDS: Final = 5.0
 
@@ -124,14 +129,17 @@ class VerifiedConnection(HTTPSConnection):
             IdentityMismatch: The server is somebody else.
             CertificateError: Its certificate is refused.
             ChainRefused: OpenSSL refused the path or the handshake.
+            urllib3.exceptions.NewConnectionError: No connection, or lost in the
+                handshake: no byte of a request has left.
+            urllib3.exceptions.ConnectTimeoutError: Either took too long.
         """
         self._peer = None
         raw = self._new_conn()
         try:
             tls = self._handshake(raw)
-        except ssl.SSLError as error:
+        except OSError as error:
             raw.close()
-            raise self._explained(error) from None
+            raise self._why(error) from None
         except BaseException:
             raw.close()
             raise
@@ -159,6 +167,16 @@ class VerifiedConnection(HTTPSConnection):
             tls.close()
             raise ContextRefused("ssl", "the connection has no verdict of its own")
         return VerifiedPeer(tls, identity, _MINT)
+
+    def _why(self, error: OSError) -> Exception:
+        """Return what to raise for a handshake that failed."""
+        if isinstance(error, TimeoutError):
+            return ConnectTimeoutError(self, "the TLS handshake took too long")
+        if isinstance(error, _GONE):
+            return NewConnectionError(self, "the server ended the TLS handshake")
+        if isinstance(error, ssl.SSLError):
+            return self._explained(error)
+        return NewConnectionError(self, f"lost in the TLS handshake: {error}")
 
     def _explained(self, error: ssl.SSLError) -> KubeTLSError:
         """Say what the refused server presented.

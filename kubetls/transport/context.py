@@ -3,8 +3,8 @@
 Python's SSLContext is an open object: HTTP libraries set `verify_mode`, switch
 `check_hostname` off for their own matchers and load further CAs into it. A
 `LockedContext` refuses every such change once it is sealed, compares its store with
-the anchors before every use, and its socket classes run our verifier inside the
-handshake and pass no byte before it. So the same context is safe in foreign hands,
+the anchors before every use, and its socket classes (`sockets`) run our verifier inside
+the handshake and pass no byte before it. So the same context is safe in foreign hands,
 blocking or asyncio.
 
 OpenSSL judges path, dates, usage and name; the verifier judges structure and name
@@ -16,13 +16,13 @@ the context is built by hand and is the same everywhere.
 from __future__ import annotations
 
 import _ssl
-import os
 import ssl
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from kubetls.errors import ContextRefused, CredentialMalformed, KubeTLSError
+from kubetls.errors import ContextRefused, CredentialMalformed
 from kubetls.identity.verify import VerifiedIdentity, verify_identity
 from kubetls.transport.client_key import load_client_certificate
+from kubetls.transport.sockets import VerifiedObject, VerifiedSocket
 
 if TYPE_CHECKING:
     import socket
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 
 ALPN_PROTOCOLS: Final = ("http/1.1",)
 
-# SSL_OP_LEGACY_SERVER_CONNECT and SSL_OP_ALLOW_UNSAFE_LEGACY_RENEGOTIATION; an
-# OPENSSL_CONF can switch them on for every context.
-_LEGACY_OPTIONS: Final = 0x4 | 0x40000
+# SSL_OP_LEGACY_SERVER_CONNECT and SSL_OP_ALLOW_UNSAFE_LEGACY_RENEGOTIATION, which an
+# OPENSSL_CONF can switch on for every context, and SSL_OP_IGNORE_UNEXPECTED_EOF, which
+# would make a cut look like an end.
+_LEGACY_OPTIONS: Final = 0x4 | 0x40000 | 0x80
 
 
 def _require_stdlib() -> None:
@@ -58,96 +59,6 @@ def _require_stdlib() -> None:
         raise ContextRefused("ssl", reason)
 
 
-class _Guard:
-    """What sockets and BIO objects share: nothing passes before the verdict."""
-
-    _identity: VerifiedIdentity | None = None
-    _owner = 0
-    context: Any
-
-    @property
-    def verified_identity(self) -> VerifiedIdentity | None:
-        """The verdict on this very connection, None before it."""
-        return self._identity
-
-    def _judge(self, der: bytes | None, *, resumed: bool | None) -> None:
-        """Run the verifier; called when OpenSSL has accepted the handshake."""
-        context = self.context
-        if not isinstance(context, LockedContext):
-            raise ContextRefused("ssl", "the connection's context was exchanged")
-        context.check_unchanged()
-        if resumed:
-            # A resumed session carries another handshake's certificate.
-            raise ContextRefused("ssl", "a session was resumed; identities are not")
-        self._identity = verify_identity(der or b"", context.reference)
-        self._owner = os.getpid()
-
-    def _require_verdict(self) -> None:
-        if self._identity is None:
-            raise ContextRefused("ssl", "data before the server's identity is verified")
-        if self._owner != os.getpid():
-            # Parent and child would encrypt different bytes under one key and nonce.
-            raise ContextRefused("ssl", "a TLS connection was carried over a fork")
-
-
-class VerifiedSocket(_Guard, ssl.SSLSocket):
-    """An SSLSocket that is useless until our verifier has accepted the server."""
-
-    def do_handshake(self, block: bool = False) -> None:
-        """Handshake, then judge; a refused server's socket is closed."""
-        super().do_handshake(block)
-        try:
-            self._judge(self.getpeercert(binary_form=True), resumed=self.session_reused)
-        except BaseException:
-            self.close()
-            raise
-
-    def read(self, *args: Any) -> Any:
-        """Read application data."""
-        self._require_verdict()
-        return super().read(*args)
-
-    def write(self, data: Any) -> int:
-        """Write application data."""
-        self._require_verdict()
-        return super().write(data)
-
-    def send(self, data: Any, flags: int = 0) -> int:
-        """Write application data."""
-        self._require_verdict()
-        return super().send(data, flags)
-
-
-class VerifiedObject(_Guard, ssl.SSLObject):
-    """The same for memory BIOs, the way asyncio, uvloop and trio do TLS."""
-
-    def do_handshake(self) -> None:
-        """Handshake, then judge.
-
-        Raises:
-            ssl.SSLCertVerificationError: The verifier refused. asyncio reports any
-                other exception here as a fatal error of its own.
-        """
-        super().do_handshake()
-        refusal = None
-        try:
-            self._judge(self.getpeercert(binary_form=True), resumed=self.session_reused)
-        except KubeTLSError as error:
-            refusal = str(error)
-        if refusal is not None:
-            raise ssl.SSLCertVerificationError(refusal)
-
-    def read(self, *args: Any) -> Any:
-        """Read application data."""
-        self._require_verdict()
-        return super().read(*args)
-
-    def write(self, data: Any) -> int:
-        """Write application data; never handshakes implicitly."""
-        self._require_verdict()
-        return super().write(data)
-
-
 class LockedContext(ssl.SSLContext):
     """A client context for one reference identifier; built by `locked_context`.
 
@@ -160,19 +71,24 @@ class LockedContext(ssl.SSLContext):
 
     reference: ReferenceId
     _accepted: frozenset[str]
-    _store: tuple[Any, ...]
+    _state: tuple[Any, ...]
     _sealed: bool
 
     def _seal(self, reference: ReferenceId, accepted: frozenset[str]) -> None:
         self.reference = reference
         self._accepted = accepted
-        self._store = self._store_now()
+        self._state = self._state_now()
         self._sealed = True
 
-    def _store_now(self) -> tuple[Any, ...]:
+    def _state_now(self) -> tuple[Any, ...]:
         # get_ca_certs leaves out anchors that are no CA; the counts hold those.
         stats = self.cert_store_stats()
-        return stats["x509"], stats["crl"], tuple(self.get_ca_certs(binary_form=True))
+        return (
+            (self.options, self.verify_flags, self.security_level),
+            (self.minimum_version, self.maximum_version, self.keylog_filename),
+            (stats["x509"], stats["crl"]),
+            tuple(self.get_ca_certs(binary_form=True)),
+        )
 
     def check_unchanged(self) -> None:
         """Refuse when other code reached around the lock.
@@ -188,9 +104,26 @@ class LockedContext(ssl.SSLContext):
             or self.minimum_version < ssl.TLSVersion.TLSv1_2
             or self.sslsocket_class is not VerifiedSocket
             or self.sslobject_class is not VerifiedObject
-            or self._store_now() != self._store
+            or self._state_now() != self._state
         ):
             raise ContextRefused("ssl", "the locked context was changed by other code")
+
+    def judge(self, der: bytes | None, *, resumed: bool | None) -> VerifiedIdentity:
+        """Run our verifier; called in the handshake, when OpenSSL has accepted.
+
+        Args:
+            der: The server's certificate.
+            resumed: Whether the handshake resumed a session.
+
+        Raises:
+            ContextRefused: A session was resumed: it carries another handshake's
+                certificate; or the context was changed.
+            IdentityMismatch, CertificateError: The verifier refuses.
+        """
+        self.check_unchanged()
+        if resumed:
+            raise ContextRefused("ssl", "a session was resumed; identities are not")
+        return verify_identity(der or b"", self.reference)
 
     # ------------------------------------------------------------------ use
 
@@ -297,6 +230,10 @@ class LockedContext(ssl.SSLContext):
         """Choose cipher suites; refused once sealed."""
         self._unless_sealed()
         super().set_ciphers(cipherlist)
+
+    def set_psk_client_callback(self, *_: Any) -> NoReturn:
+        """Refuse: a pre-shared key takes the certificate's place (Python 3.13)."""
+        raise ContextRefused("ssl", "servers prove themselves by certificate only")
 
     def _unless_sealed(self) -> None:
         if getattr(self, "_sealed", False):

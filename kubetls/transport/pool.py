@@ -40,6 +40,20 @@ class GuardedPool(HTTPSConnectionPool):
             guard=guard,
         )
 
+    def discard(self) -> None:
+        """In a forked child: close the inherited connections, send nothing on them.
+
+        Only the forking thread lives on, and another may have held the queue's lock:
+        the queue is made anew before anything asks it, the finalizer included.
+        """
+        inherited = self.pool
+        if inherited is None:
+            return
+        connections = list(inherited.queue)
+        inherited.__init__(inherited.maxsize)  # type: ignore[misc]  # new lock, empty
+        for connection in filter(None, connections):
+            connection.close()
+
     def _prepare_proxy(self, conn: Any) -> NoReturn:
         raise ContextRefused("urllib3", "tunnels and proxies are not used here")
 
