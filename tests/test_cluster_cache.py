@@ -13,9 +13,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cluster import binaries, keeper
+from tests.cluster import binaries, keeper, remains
 from tests.cluster.binaries import ClusterUnavailable, Program, locked, programs
-from tests.cluster.remains import clean_up, record_process, recorded, start_time
+from tests.cluster.remains import (
+    clean_up,
+    record_node,
+    record_process,
+    recorded,
+    start_time,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,6 +168,50 @@ def test_clean_up_spares_a_recycled_process_id(
     (folder / "processes").write_text(f"{stranger.pid} 12345 etcd\n")
     clean_up(folder)
     assert (None, False) == (stranger.poll(), folder.exists())
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Lend a folder in place of the host's settings, each of them 0."""
+    settings = tmp_path / "sys"
+    for key in remains.HOST_SETTINGS:
+        (settings / key).parent.mkdir(parents=True, exist_ok=True)
+        (settings / key).write_text("0\n")
+    monkeypatch.setattr(remains, "_SYSCTL", settings)
+    monkeypatch.setattr(remains, "HOST", tmp_path / "run")
+    return settings
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_last_of_two_clusters_puts_settings_back(
+    tmp_path: Path, host: Path, first: int
+) -> None:
+    """What the first kubelet has set is never taken for what the host had."""
+    panic = host / "kernel" / "panic"
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+        record_node(folder, f"no-such-{folder.name}")
+        panic.write_text("10")
+    clean_up(folders.pop(first))
+    assert "10" == panic.read_text()
+    clean_up(folders.pop())
+    assert "0\n" == panic.read_text()
+
+
+def test_settings_return_when_the_other_cluster_is_dead(
+    tmp_path: Path, host: Path, stranger: subprocess.Popen[bytes]
+) -> None:
+    """A note whose owner and processes have ended keeps nothing."""
+    dead, folder = tmp_path / "dead", tmp_path / "cluster"
+    for each in (dead, folder):
+        each.mkdir()
+        record_node(each, f"no-such-{each.name}")
+        (host / "kernel" / "panic").write_text("10")
+    note = {"pid": stranger.pid, "started": "12345", "folder": str(dead)}
+    (remains.HOST / "no-such-dead.user").write_text(json.dumps(note))
+    clean_up(folder)
+    assert "0\n" == (host / "kernel" / "panic").read_text()
 
 
 def test_down_spares_a_recycled_process_id(

@@ -23,10 +23,16 @@ from tests.cluster.binaries import CONTROL_PLANE, ClusterUnavailable, programs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.cluster.control_plane import ControlPlane
+
 KUBECONFIG_VARIABLE = "KUBETLS_TEST_KUBECONFIG"
 IMAGE_VARIABLE = "KUBETLS_TEST_IMAGE"
 PERMISSION = ("kubetls-test", "allowed")
 STATE = "cluster.json"
+
+
+# Control planes of the built nodes that this process owns, by the cluster's name.
+control_planes: dict[str, ControlPlane] = {}
 
 
 class Cluster(Protocol):
@@ -98,8 +104,10 @@ class BuiltCluster:
     only_namespace: None = None
 
     def save(self) -> None:
-        """Leave this in the cluster's folder."""
-        (Path(self.root) / STATE).write_text(json.dumps(asdict(self)))
+        """Leave this in the cluster's folder, complete from its first moment."""
+        part = Path(self.root) / f"{STATE}.part"
+        part.write_text(json.dumps(asdict(self)))
+        part.rename(Path(self.root) / STATE)
 
     @classmethod
     def load(cls, root: Path) -> BuiltCluster:
@@ -219,5 +227,6 @@ def private_cluster() -> Iterator[Cluster]:
         return
     from tests.cluster.node import Node
 
-    with Node(Path(tempfile.mkdtemp(prefix="kubetls-node-"))) as node:
+    with Node() as node:
+        control_planes[node.name] = node.control_plane
         yield node.cluster

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from tests.cluster.cluster import Cluster
 
 _PROGRAM = ["python", "-P", "/app/examples/census.py"]
-_COLUMNS = (
-    "custom-columns=N:.metadata.name,P:.status.phase,D:.metadata.deletionTimestamp"
+# Columns would not do: kubectl looks for them in the event, not in its object.
+_EVENT = (
+    "{.type} {.object.metadata.name} {.object.status.phase}"
+    ' {.object.metadata.deletionTimestamp}{"\\n"}'
 )
 _FINISHED = ("Succeeded", "Failed")
 
@@ -91,13 +93,17 @@ def _namespace(cluster: Cluster) -> Iterator[str]:
 @contextmanager
 def _watched(cluster: Cluster, namespace: str) -> Iterator[None]:
     """Print a line for each change of a pod while the body runs."""
-    over = threading.Event()
-    printer = threading.Thread(target=_print_changes, args=(cluster, namespace, over))
+    watch = _kubectl(
+        cluster, "get", "pods", "-n", namespace, "--watch", "--output-watch-events",
+        "-o", f"jsonpath={_EVENT}",
+    )  # fmt: skip
+    printer = threading.Thread(target=_print_changes, args=(watch,))
     printer.start()
     try:
         yield
     finally:
-        over.set()
+        watch.terminate()
+        watch.wait()
         printer.join()
 
 
@@ -108,25 +114,19 @@ def _kubectl(cluster: Cluster, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def _print_changes(cluster: Cluster, namespace: str, over: threading.Event) -> None:
+def _print_changes(watch: subprocess.Popen[str]) -> None:
+    """Print what a watch tells, once for each change that a person would call one."""
     started = time.monotonic()
     seen: dict[str, str] = {}
-    query = ("get", "pods", "-n", namespace, "--no-headers", "-o", _COLUMNS)
-    while True:
-        last = over.wait(0.2)
-        with suppress(ClusterUnavailable):
-            rows = [line.split() for line in cluster.kubectl(*query).splitlines()]
-            found = {
-                name: phase if deleting == "<none>" else "Terminating"
-                for name, phase, deleting in rows
-            }
-            gone = dict.fromkeys(seen.keys() - found.keys(), "gone")
-            for name, shown in (found | gone).items():
-                if seen.get(name) != shown:
-                    say(f"{time.monotonic() - started:6.1f} s  pod {name}: {shown}")
-            seen = found
-        if last:
-            return
+    assert watch.stdout is not None
+    with watch.stdout:
+        for line in watch.stdout:
+            event, name, phase, *deleting = line.split()
+            shown = "Terminating" if deleting and phase not in _FINISHED else phase
+            shown = "gone" if event == "DELETED" else shown
+            if seen.get(name) != shown:
+                seen[name] = shown
+                say(f"{time.monotonic() - started:6.1f} s  pod {name}: {shown}")
 
 
 def _follow(cluster: Cluster, namespace: str, name: str) -> int:

@@ -64,6 +64,17 @@ def _start(folder: Path) -> BuiltCluster:
         )
     record = {"pid": process.pid, "started": start_time(process.pid), "root": str(root)}
     (cache_folder() / _RECORD).write_text(json.dumps(record))
+    try:
+        _await_state(process, root, log)
+    except BaseException:
+        down()  # also after Ctrl-C: the keeper does not hear it
+        _remove_empty(root)
+        raise
+    return BuiltCluster.load(root)
+
+
+def _await_state(process: subprocess.Popen[bytes], root: Path, log: Path) -> None:
+    """Show the keeper's words until its cluster is ready."""
     shown = 0
     while not (root / STATE).exists():
         ended = process.poll() is not None
@@ -72,11 +83,9 @@ def _start(folder: Path) -> BuiltCluster:
             print(line, file=sys.stderr, flush=True)
         shown = len(lines)
         if ended:
-            (cache_folder() / _RECORD).unlink(missing_ok=True)
             msg = f"the cluster did not start: {lines[-1] if lines else 'no word'}"
             raise ClusterUnavailable(msg)
         time.sleep(0.2)
-    return BuiltCluster.load(root)
 
 
 def down() -> bool:
@@ -92,11 +101,19 @@ def down() -> bool:
                 os.kill(pid, number)
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if start_time(pid) != record["started"] and not root.exists():
-                return True
+            if start_time(pid) != record["started"]:
+                _remove_empty(root)
+                if not root.exists():
+                    return True
             time.sleep(0.1)
     msg = f"the cluster below {root} did not end"
     raise ClusterUnavailable(msg)
+
+
+def _remove_empty(root: Path) -> None:
+    """Remove the folder of a keeper that ended before it had put anything there."""
+    with contextlib.suppress(OSError):
+        root.rmdir()
 
 
 def _record() -> dict[str, Any] | None:

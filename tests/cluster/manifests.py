@@ -16,6 +16,14 @@ RULES: list[dict[str, Any]] = [
     {"apiGroups": [""], "resources": ["events"], "verbs": ["list"]},
 ]
 
+# What a pod is told of itself, as the documentation tells users to write it.
+_DOWNWARD = {
+    "POD_NAME": "metadata.name",
+    "POD_NAMESPACE": "metadata.namespace",
+    "POD_UID": "metadata.uid",
+    "POD_IP": "status.podIP",
+}
+
 
 def account(
     name: str = ACCOUNT, rules: list[dict[str, Any]] | None = None
@@ -51,10 +59,9 @@ def pod(
     **spec: Any,
 ) -> dict[str, Any]:
     """Return a pod that runs a command of the image, as an unprivileged user."""
-    fields = {"POD_NAME": "metadata.name", "POD_NAMESPACE": "metadata.namespace"}
     entries: list[dict[str, Any]] = [
         {"name": variable, "valueFrom": {"fieldRef": {"fieldPath": path}}}
-        for variable, path in fields.items()
+        for variable, path in _DOWNWARD.items()
     ]
     entries += [{"name": key, "value": value} for key, value in (env or {}).items()]
     container = {

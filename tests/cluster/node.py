@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import secrets
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,19 +48,22 @@ NODE_ADDRESS = "10.99.0.1"
 SERVICE_ADDRESS = "10.96.0.1"
 PORT = 6443
 
-# The kubelet sets these for the whole host; they are put back at the end.
-HOST_SYSCTLS = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops")
-
 
 class Node:
-    """A one-node cluster: control plane, controller manager, scheduler, node."""
+    """A one-node cluster: control plane, controller manager, scheduler, node.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: Folder for everything of the cluster; None for a new one.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
         require_packages()
+        self.binaries = programs(CONTROL_PLANE + NODE)
+        # Only now: what cannot be had here leaves no folder behind.
+        root = root or Path(tempfile.mkdtemp(prefix="kubetls-node-"))
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.root = root
         self.name = f"ktls-{secrets.token_hex(3)}"
-        self.binaries = programs(CONTROL_PLANE + NODE)
         self._outside = ("nsenter", f"--net=/run/netns/{self.name}")
         self.control_plane = ControlPlane(
             root / "control-plane",
@@ -98,11 +102,7 @@ class Node:
         started = time.monotonic()
         say("starting a kubelet; it sets vm.overcommit_memory, kernel.panic and "
             "kernel.panic_on_oops for this host, put back at the end")  # fmt: skip
-        record_node(
-            self.root,
-            self.name,
-            {name: (Path("/proc/sys") / name).read_text() for name in HOST_SYSCTLS},
-        )
+        record_node(self.root, self.name)
         self._make_network()
         self._start_containerd()
         with ThreadPoolExecutor(1) as pool:

@@ -10,6 +10,7 @@ must start fast and depend on nothing that may change under it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -18,10 +19,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PROCESSES = "processes"
 STATE = "remains.json"
 _DONE = b"done"
+
+# A kubelet sets these for the whole host. What they were before the first cluster is
+# kept here, and put back by the last one: two may run at once. /run goes at a reboot.
+HOST_SETTINGS = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops")
+HOST = Path("/run/kubetls-tests")
+_SYSCTL = Path("/proc/sys")
 
 
 def start_time(pid: int) -> str | None:
@@ -43,11 +54,52 @@ def record_process(folder: Path, pid: int, name: str) -> None:
         file.write(f"{pid} {start_time(pid)} {name}\n")
 
 
-def record_node(folder: Path, name: str, sysctls: dict[str, str]) -> None:
-    """Note the name of a node's cgroups and network, and the host's settings."""
+def record_node(folder: Path, name: str) -> None:
+    """Note the name of a node's cgroups and network, and keep the host's settings."""
     part = folder / f"{STATE}.part"
-    part.write_text(json.dumps({"name": name, "sysctls": sysctls}))
+    part.write_text(json.dumps({"name": name}))
     part.rename(folder / STATE)
+    with _host_locked():
+        before = HOST / "settings.json"
+        if not before.exists():
+            found = {key: (_SYSCTL / key).read_text() for key in HOST_SETTINGS}
+            before.write_text(json.dumps(found))
+        owner = {"pid": os.getpid(), "started": start_time(os.getpid())}
+        user = HOST / f"{name}.user"
+        user.write_text(json.dumps(owner | {"folder": str(folder)}))
+
+
+def _release_settings(name: str) -> None:
+    """Put the host's settings back, unless another cluster still runs."""
+    with _host_locked():
+        (HOST / f"{name}.user").unlink(missing_ok=True)
+        if any(_in_use(user) for user in HOST.glob("*.user")):
+            return
+        before = HOST / "settings.json"
+        with contextlib.suppress(OSError, ValueError):
+            for key, value in json.loads(before.read_text()).items():
+                (_SYSCTL / key).write_text(value)
+        before.unlink(missing_ok=True)
+        for user in HOST.glob("*.user"):
+            user.unlink()
+
+
+def _in_use(user: Path) -> bool:
+    """Tell whether a cluster that has noted itself has an owner or processes."""
+    try:
+        noted = json.loads(user.read_text())
+    except (OSError, ValueError):
+        return False
+    alive: bool = start_time(noted["pid"]) == noted["started"]
+    return alive or bool(recorded(Path(noted["folder"])))
+
+
+@contextlib.contextmanager
+def _host_locked() -> Iterator[None]:
+    HOST.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (HOST / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def recorded(folder: Path) -> set[int]:
@@ -87,10 +139,9 @@ class Guard:
 
 def clean_up(folder: Path) -> None:
     """End the processes of a cluster; remove what it left, and its folder."""
-    name, sysctls = "", {}
+    name = ""
     with contextlib.suppress(OSError, ValueError):
-        state = json.loads((folder / STATE).read_text())
-        name, sysctls = state["name"], state["sysctls"]
+        name = json.loads((folder / STATE).read_text())["name"]
     _end(folder, name)
     below = mounts_below(folder)
     for place in sorted(below, key=len, reverse=True):
@@ -100,9 +151,7 @@ def clean_up(folder: Path) -> None:
         subprocess.run(
             ["ip", "netns", "delete", name], capture_output=True, check=False
         )
-    for key, value in sysctls.items():
-        with contextlib.suppress(OSError):
-            (Path("/proc/sys") / key).write_text(value)
+        _release_settings(name)
     # With something still mounted below, removal would reach into it.
     if not mounts_below(folder):
         shutil.rmtree(folder, ignore_errors=True)
@@ -111,7 +160,8 @@ def clean_up(folder: Path) -> None:
 def _end(folder: Path, name: str) -> None:
     """Kill until nothing is left: shims and containers are no children of ours."""
     for _ in range(50):
-        members = recorded(folder) | _shims(folder) | cgroup_members(name)
+        members = recorded(folder) | _shims(folder)
+        members |= cgroup_members(name) | _network_members(name)
         if not members:
             return
         for pid in members:
@@ -147,6 +197,19 @@ def _shims(folder: Path) -> set[int]:
             with contextlib.suppress(OSError):
                 command = (entry / "cmdline").read_bytes()
                 if marker in command and b"containerd-shim" in command.split(b"\0")[0]:
+                    found.add(int(entry.name))
+    return found
+
+
+def _network_members(name: str) -> set[int]:
+    """Return the processes in a cluster's network, such as a killed test's kubectl."""
+    found: set[int] = set()
+    if not name or not (place := Path("/run/netns", name)).exists():
+        return found
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if (entry / "ns" / "net").samefile(place):
                     found.add(int(entry.name))
     return found
 

@@ -17,8 +17,8 @@ import pytest
 from tests.cluster.binaries import CONTROL_PLANE, NODE, ClusterUnavailable, programs
 from tests.cluster.cluster import KUBECONFIG_VARIABLE, BuiltCluster, Cluster
 from tests.cluster.manifests import account, listed, pod
-from tests.cluster.node import HOST_SYSCTLS
 from tests.cluster.remains import (
+    HOST_SETTINGS,
     cgroup_hierarchies,
     cgroup_members,
     mounts_below,
@@ -121,7 +121,7 @@ def test_killed_owner_leaves_nothing(cluster: Cluster, tmp_path: Path) -> None:
     if KUBECONFIG_VARIABLE in os.environ:
         pytest.skip(f"{KUBECONFIG_VARIABLE} is set: no node is built")
     programs(CONTROL_PLANE + NODE)
-    settings = [(Path("/proc/sys") / name).read_text() for name in HOST_SYSCTLS]
+    settings = [(Path("/proc/sys") / name).read_text() for name in HOST_SETTINGS]
     folder = tmp_path / "node"
     command = [sys.executable, "-m", "tests.cluster", "keep", str(folder)]
     with subprocess.Popen(command, cwd=ROOT) as owner:
@@ -136,19 +136,21 @@ def test_killed_owner_leaves_nothing(cluster: Cluster, tmp_path: Path) -> None:
         text = json.dumps(listed([*account(), sleeper]))
         second.kubectl("apply", "-f", "-", stdin=text)
         second.kubectl("wait", "pod/stays", "--for=condition=Ready", "--timeout=30s")
-        pids = recorded(folder) | cgroup_members(second.name)
-        assert len(pids) > 7
+        client = subprocess.Popen(second.command("sleep", "600"))
+        pids = recorded(folder) | cgroup_members(second.name) | {client.pid}
+        assert len(pids) > 8
         os.kill(owner.pid, signal.SIGKILL)
     deadline = time.monotonic() + 20
     while folder.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
+    client.wait(1)
     left: dict[str, object] = {
         "folder": folder.exists(),
         "processes": [pid for pid in pids if start_time(pid)],
         "mounts": mounts_below(folder),
         "network": Path("/run/netns", second.name).exists(),
         "cgroups": [h for h in cgroup_hierarchies() if (h / second.name).exists()],
-        "settings": [(Path("/proc/sys") / name).read_text() for name in HOST_SYSCTLS],
+        "settings": [(Path("/proc/sys") / name).read_text() for name in HOST_SETTINGS],
     }
     assert {
         "folder": False,
