@@ -1,0 +1,203 @@
+"""What watches share: iteration, waiting with a limit, and an end from any thread.
+
+The consumer's thread reads the connection itself; only `next` with a timeout uses a
+helper thread, which reads ahead by at most one event. Knows nothing of resources.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+from kubetls.errors import (
+    ApiError,
+    ApiTimeout,
+    ConnectionFailed,
+    ConnectTimeout,
+    InternalError,
+    KubeTLSError,
+    ReadTimeout,
+    ServerTimeout,
+    ServiceUnavailable,
+    TooManyRequests,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from kubetls.client.response import Response
+
+BACKOFF_SECONDS: Final = 0.8
+BACKOFF_MAX_SECONDS: Final = 30.0
+
+TRANSIENT: Final = (
+    ApiTimeout,
+    ConnectTimeout,
+    ConnectionFailed,
+    InternalError,
+    ReadTimeout,
+    ServerTimeout,
+    ServiceUnavailable,
+    TooManyRequests,
+)
+"""What a stream outlives, keeping its position."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change.
+
+    Attributes:
+        type: ADDED, MODIFIED, DELETED, BOOKMARK, or SYNCED (list_watch only: all
+            objects of a full list have been handed out).
+        object: The object after the change; before it for DELETED; {} for SYNCED.
+        resource_version: Version from which a watch would go on after this event.
+    """
+
+    type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "SYNCED"]
+    object: dict[str, Any]
+    resource_version: str
+
+
+class Stopped(Exception):
+    """The consumer asked for the end."""
+
+
+class Stream:
+    """A stream of events; `Watch` and `ListWatch` say which."""
+
+    def __init__(self) -> None:
+        self._stopping = threading.Event()
+        self._response: Response | None = None
+        self._lock = threading.Lock()
+        self._produced = self._until_stopped()
+        self._ahead: queue.SimpleQueue[Event | BaseException | None] | None = None
+        self._wanted = threading.Semaphore(0)
+        self._asked = False
+        self._ended = False
+
+    def _events(self) -> Generator[Event]:
+        raise NotImplementedError
+
+    def _until_stopped(self) -> Generator[Event]:
+        try:
+            with closing(self._events()) as events:
+                for event in events:
+                    if self._stopping.is_set():
+                        return
+                    yield event
+        except Stopped:
+            return
+        except KubeTLSError:
+            if not self._stopping.is_set():
+                raise
+        finally:
+            self._drop()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Event:
+        event = self.next(None)
+        if event is None:
+            raise StopIteration
+        return event
+
+    def next(self, timeout: float | None) -> Event | None:
+        """Return the next event; None when the stream ended or the time is up.
+
+        Args:
+            timeout: Seconds to wait; None waits as long as it takes.
+        """
+        if self._ended:
+            return None
+        if timeout is None and self._ahead is None:
+            return next(self._produced, None)
+        if self._ahead is None:
+            self._ahead = queue.SimpleQueue()
+            threading.Thread(
+                target=self._read_ahead,
+                args=[self._ahead],
+                name="kubetls-watch",
+                daemon=True,
+            ).start()
+        if not self._asked:
+            self._asked = True
+            self._wanted.release()
+        try:
+            found = self._ahead.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        self._asked = False
+        if isinstance(found, Event):
+            return found
+        self._ended = True
+        if found is not None:
+            raise found
+        return None
+
+    def _read_ahead(
+        self, ahead: queue.SimpleQueue[Event | BaseException | None]
+    ) -> None:
+        while True:
+            self._wanted.acquire()
+            try:
+                event = next(self._produced, None)
+            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+                ahead.put(error)
+                return
+            ahead.put(event)
+            if event is None:
+                return
+
+    def stop(self) -> None:
+        """End the stream from any thread; iteration stops. Idempotent."""
+        self._stopping.set()
+        with self._lock:
+            response = self._response
+            if response is not None:
+                response.interrupt()
+        self._wanted.release()
+
+    def _hold(self, response: Response) -> Response:
+        with self._lock:
+            self._response = response
+        self._unless_stopped()
+        return response
+
+    def _drop(self) -> None:
+        with self._lock:
+            response, self._response = self._response, None
+        if response is not None:
+            response.close()
+
+    def _unless_stopped(self) -> None:
+        if self._stopping.is_set():
+            raise Stopped
+
+    def _pause(self, seconds: float) -> None:
+        if self._stopping.wait(seconds):
+            raise Stopped
+
+    def _breathe(self) -> None:
+        """Pause a little before asking again, not all clients at the same time."""
+        self._pause(BACKOFF_SECONDS * random.random())  # noqa: S311 - jitter
+
+    def _back_off(self, failures: int, error: KubeTLSError) -> None:
+        """Pause as long as the server asked for, or longer with each failure."""
+        ours = min(BACKOFF_MAX_SECONDS, BACKOFF_SECONDS * 2.0 ** min(failures - 1, 10))
+        asked = error.retry_after if isinstance(error, ApiError) else None
+        self._pause(max(asked or 0.0, ours * random.random()))  # noqa: S311 - jitter
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        # Close the connection now; another thread that is reading closes it itself.
+        with suppress(ValueError):
+            self._produced.close()
