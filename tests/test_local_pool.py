@@ -296,12 +296,12 @@ def test_import_error_of_the_app_fails_the_boot_with_its_traceback() -> None:
         pool.call(square, 1)
 
 
-def test_missing_interpreter_is_a_boot_error() -> None:
-    """With the path that does not exist."""
+def test_missing_interpreter_is_refused() -> None:
+    """At the first call, with the path that does not exist."""
     backend = flame.LocalBackend(python="/nonexistent/python")
     with (
         flame.Pool("missing", max=1, backend=backend) as pool,
-        pytest.raises(flame.BootError, match="/nonexistent/python"),
+        pytest.raises(flame.ConfigurationError, match="/nonexistent/python"),
     ):
         pool.call(square, 1)
 

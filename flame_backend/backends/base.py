@@ -92,6 +92,9 @@ class Sink(Protocol):
     def boot_failed(self, runner: str, error: BootError) -> None:
         """The runner will not come; everything of it is gone or being deleted."""
 
+    def draining(self, runner: str, reason: str) -> None:
+        """A runner was told to end: calls that run may finish, others go elsewhere."""
+
     def lost(self, runner: str, error: RunnerLost) -> None:
         """A ready runner is gone, with the cause as far as it is known."""
 
@@ -133,6 +136,14 @@ class Backend(Protocol):
         """End every runner and everything the backend started; blocks until done.
 
         No process, pod, thread or descriptor of this backend remains afterwards.
+        """
+
+    def after_fork(self) -> None:
+        """In a forked child: be as never opened.
+
+        Runners and pods are the parent's and stay untouched; copies of sockets are
+        closed without a word to their peers. Locks may be held by threads that do not
+        exist here, so they are made anew.
         """
 
     def describe(self) -> dict[str, Any]:

@@ -1,52 +1,53 @@
 """The parent's side of all control links of one pool: one thread, nothing shared.
 
 Backends bring authenticated sockets; the hub welcomes the agent behind each, beats
-hearts, opens and kills slots, hands out their one-use tickets and tells what happened.
-Control sockets are touched by the hub's thread only; other threads leave it commands.
-Shared by local processes and pods, which differ in how a slot's link comes about: a
-descriptor passed over the control link, or a connection that opens with the ticket.
+hearts, opens and kills slots, and tells what happened. Control sockets are touched by
+the hub's thread only; other threads leave it commands. Shared by local processes and
+pods, which differ in how a slot's link comes about: a descriptor passed over the
+control link, or a connection that opens with the slot's ticket.
+
+An agent speaks of slots that were opened through it and of nothing else; whatever is
+wrong with what it says costs it its link.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import os
-import secrets
-import selectors
 import socket
 import ssl
-import sys
-import threading
 import time
-from collections import deque
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from flame_backend.errors import LinkError, MalformedFrame
+from flame_backend.backends.control_link import ControlLink
+from flame_backend.backends.loop import READ, WRITE, Loop
+from flame_backend.backends.tickets import TICKET_BYTES, TICKET_SECONDS, Tickets
+from flame_backend.backends.welcome import version_skew, welcome_body
+from flame_backend.errors import LinkClosed, MalformedFrame
 from flame_backend.wire.frames import (
-    CONTROL_LIMITS,
-    FrameDecoder,
+    HEADER_BYTES,
     Kind,
     Limits,
     pack_frame,
+    parse_header,
 )
-from flame_backend.wire.functions import dump_object
 from flame_backend.wire.link import Link
-from flame_backend.wire.text import clean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flame_backend.backends.base import PoolSpec
-    from flame_backend.wire.frames import Frame
+    from flame_backend.backends.control_link import Report
+
+__all__ = ["Events", "Hub", "version_skew"]
 
 HEARTBEAT_SECONDS: Final = 5.0
+SUSPECT_SECONDS: Final = 15.0
 DEAD_SECONDS: Final = 30.0
-TICKET_SECONDS: Final = 10.0
-TICKET_BYTES: Final = 32
-_READ_BYTES: Final = 64 * 1024
 SEGMENTS: Final = 4096
+_GREETING_BYTES: Final = HEADER_BYTES + TICKET_BYTES
+_GREETING_LIMITS: Final = Limits(TICKET_BYTES)
 
 
 class Events(Protocol):
@@ -58,8 +59,11 @@ class Events(Protocol):
     def agent_failed(self, agent: str, phase: str, reason: str, log: str) -> None:
         """The app did not load."""
 
+    def agent_draining(self, agent: str, reason: str) -> None:
+        """The agent was told to end; calls that run may finish."""
+
     def agent_gone(self, agent: str, reason: str, *, expected: bool) -> None:
-        """The control link ended; expected when the agent said GOODBYE."""
+        """The control link ended; expected when the agent had said why."""
 
     def slot_opened(self, runner: str, slot: int, link: Link) -> None:
         """A slot presented its ticket."""
@@ -70,322 +74,301 @@ class Events(Protocol):
         """A slot's process ended."""
 
 
-class _Agent:
-    """One control link."""
-
-    __slots__ = (
-        "decoder", "expected", "heard", "name", "outgoing", "passes", "sock",
-    )  # fmt: skip
-
-    def __init__(self, name: str, sock: socket.socket, *, passes: bool) -> None:
-        self.name = name
-        self.sock = sock
-        self.passes = passes
-        self.decoder = FrameDecoder(CONTROL_LIMITS)
-        self.outgoing: deque[tuple[bytes, int]] = deque()
-        self.heard = time.monotonic()
-        self.expected = False
-
-
 class Hub:
     """All control links of one pool."""
 
     def __init__(self, spec: PoolSpec, events: Events) -> None:
-        self._spec = spec
         self._events = events
+        self._logger = logging.getLogger(f"flame_backend.pool.{spec.name}")
         self._welcome = pack_frame(Kind.WELCOME, welcome_body(spec))
-        self._agents: dict[str, _Agent] = {}
-        self._tickets: dict[bytes, tuple[str, int, float]] = {}
-        self._commands: deque[Callable[[], None]] = deque()
-        self._selector = selectors.DefaultSelector()
-        self._wakeup, self._woken = socket.socketpair()
-        for end in (self._wakeup, self._woken):
-            end.setblocking(False)
-        self._selector.register(self._woken, selectors.EVENT_READ, None)
-        self._closing = False
-        self._beat = 0.0
+        self._agents: dict[str, ControlLink] = {}
+        self._greeting: dict[tuple[str, int], socket.socket] = {}
+        self._tickets = Tickets()
+        self._beating = False
         self.slot_limits = Limits(
             spec.max_result, SEGMENTS, max(spec.max_payload, spec.max_result)
         )
-        self._thread = threading.Thread(
-            target=self._loop, name=f"flame-hub-{spec.name}", daemon=True
-        )
-        self._thread.start()
+        self._loop = Loop(f"flame-hub-{spec.name}", self._end)
+        self._loop.start()
 
     # ------------------------------------------------------------------ commands
 
-    def adopt(self, agent: str, sock: socket.socket, *, passes: bool) -> None:
+    def adopt(
+        self, agent: str, sock: socket.socket, *, passes: bool, process: int = -1
+    ) -> None:
         """Take over the socket of an agent that proved who it is.
 
         Args:
             agent: Its name in all events.
             sock: Its control link; touched by the hub only from now on.
-            passes: Slots get their descriptor through this socket.
+            passes: Slots get their descriptors through this socket.
+            process: A pidfd of the agent, or -1: its end is seen even while some
+                forked process keeps a copy of the link open. The hub closes it.
         """
-        self._do(lambda: self._adopt(_Agent(agent, sock, passes=passes)))
+        link = ControlLink(agent, sock, process, passes=passes)
+        self._loop.do(lambda: self._adopt(link))
 
     def open_slot(self, agent: str, runner: str, slot: int) -> None:
         """Have the agent start a slot."""
-        self._do(lambda: self._open_slot(agent, runner, slot))
+        self._loop.do(lambda: self._open_slot(agent, runner, slot))
 
     def kill_slot(self, agent: str, runner: str, slot: int) -> None:
-        """Have the agent end a slot."""
-        body = json.dumps({"runner": runner, "slot": slot}).encode()
-        self._do(lambda: self._tell(agent, pack_frame(Kind.KILL_SLOT, body)))
+        """Have the agent end a slot: SIGTERM, SIGKILL after 2 s."""
+        self._loop.do(lambda: self._kill_slot(agent, runner, slot))
 
     def shut_down(self, agent: str, grace: float) -> None:
-        """Have the agent end after a grace period."""
+        """Have the agent end with its last slot, after a grace period at the latest."""
         body = json.dumps({"grace": grace}).encode()
-        self._do(lambda: self._tell(agent, pack_frame(Kind.SHUTDOWN, body)))
+        self._loop.do(lambda: self._tell(agent, pack_frame(Kind.SHUTDOWN, body)))
 
     def drop(self, agent: str) -> None:
         """Close an agent's control link, which ends its runner."""
-        self._do(lambda: self._drop(agent))
+        self._loop.do(lambda: self._drop(agent))
 
-    def claim_ticket(self, ticket: bytes) -> tuple[str, int] | None:
-        """Return runner and slot of a ticket, once, within its time."""
-        found = self._tickets.pop(hashlib.sha256(ticket).digest(), None)
-        if found is None or time.monotonic() > found[2]:
-            return None
-        return found[0], found[1]
+    def slot_connected(self, ticket: bytes, sock: socket.socket) -> bool:
+        """Take over the connection of a slot; False, and nothing done, for a stranger.
+
+        Args:
+            ticket: What its first frame held.
+            sock: Blocking; everything behind that frame is still unread.
+        """
+        claimed = self._tickets.claim(ticket, time.monotonic())
+        if claimed is None:
+            return False
+        link = Link(sock, self.slot_limits)
+        self._loop.do(lambda: self._slot_opened(*claimed, link))
+        return True
+
+    def after(self, seconds: float, step: Callable[[], None]) -> None:
+        """Run a step in the hub's thread, later; it checks whether it still is due."""
+        self._loop.after(seconds, step)
 
     def close(self) -> None:
         """Close all control links and end the thread; agents end by themselves."""
-        self._closing = True
-        self._wake()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        self._loop.close()
 
-    def _do(self, command: Callable[[], None]) -> None:
-        self._commands.append(command)
-        self._wake()
+    def after_fork(self) -> None:
+        """In a forked child: close the copies, and disturb nothing of the parent's.
 
-    def _wake(self) -> None:
-        with suppress(OSError):
-            self._wakeup.send(b"\0")
+        Closed, not shut down: a TLS farewell would be a record under the parent's keys.
+        """
+        self._loop.after_fork()
+        for link in self._agents.values():
+            link.close()
+        for sock in self._greeting.values():
+            sock.close()
 
-    # ------------------------------------------------------------------ loop
+    # ------------------------------------------------------------------ links
 
-    def _loop(self) -> None:
-        while not self._closing:
-            for key, mask in self._selector.select(self._wait()):
-                if key.data is None:
-                    with suppress(BlockingIOError):
-                        self._woken.recv(4096)
-                else:
-                    key.data(mask)
-            while self._commands:
-                self._commands.popleft()()
-            self._clock()
-        for agent in list(self._agents):
-            self._drop(agent)
-        self._selector.close()
-        self._wakeup.close()
-        self._woken.close()
-
-    def _wait(self) -> float | None:
-        if not self._agents:
-            return None
-        return max(0.0, self._beat - time.monotonic())
-
-    def _clock(self) -> None:
-        now = time.monotonic()
-        if now < self._beat or not self._agents:
+    def _adopt(self, link: ControlLink) -> None:
+        if self._loop.closing:
+            link.close()
             return
-        self._beat = now + HEARTBEAT_SECONDS
-        for agent in list(self._agents.values()):
-            if now > agent.heard + DEAD_SECONDS:
-                self._lose(agent, f"silent for {DEAD_SECONDS:g} s")
-            else:
-                self._tell(agent.name, pack_frame(Kind.PING))
-        self._tickets = {
-            key: found for key, found in self._tickets.items() if found[2] > now
-        }
-
-    def _adopt(self, agent: _Agent) -> None:
-        agent.sock.setblocking(False)
-        self._agents[agent.name] = agent
-        self._selector.register(
-            agent.sock, selectors.EVENT_READ, lambda mask: self._serve(agent, mask)
-        )
-        self._tell(agent.name, self._welcome)
+        self._agents[link.name] = link
+        link.sock.setblocking(False)
+        self._loop.watch(link.sock, READ, lambda mask: self._serve(link, mask))
+        if link.process >= 0:
+            self._loop.watch(link.process, READ, lambda _: self._process_ended(link))
+        self._tell(link.name, self._welcome)
+        if not self._beating:
+            self._beating = True
+            self._loop.after(HEARTBEAT_SECONDS, self._beat)
         # TLS may hold bytes already that no selector will announce.
-        self._serve(agent, selectors.EVENT_READ)
+        self._serve(link, READ)
 
-    def _serve(self, agent: _Agent, mask: int) -> None:
-        if mask & selectors.EVENT_WRITE:
-            self._flush(agent)
-        if not mask & selectors.EVENT_READ or agent.name not in self._agents:
+    def _beat(self) -> None:
+        if not self._agents:
+            self._beating = False
             return
-        try:
-            while data := agent.sock.recv(_READ_BYTES):
-                agent.heard = time.monotonic()
-                for frame in agent.decoder.feed(data):
-                    self._hear(agent, frame)
-            self._lose(agent, "the control link ended")
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return
-        except (OSError, MalformedFrame, ValueError, KeyError, TypeError) as error:
-            self._lose(agent, f"the control link broke ({clean(str(error), 200)})")
+        now = time.monotonic()
+        for link in list(self._agents.values()):
+            silent = now - link.heard
+            if silent > DEAD_SECONDS:
+                self._lose(link, f"silent for {DEAD_SECONDS:g} s")
+                continue
+            self._tell(link.name, pack_frame(Kind.PING))
+            if silent > SUSPECT_SECONDS and not link.suspected:
+                self._logger.warning("%s: silent for %.0f s", link.name, silent)
+            link.suspected = silent > SUSPECT_SECONDS
+        self._loop.after(HEARTBEAT_SECONDS, self._beat)
 
-    def _hear(self, agent: _Agent, frame: Frame) -> None:
-        if frame.kind is Kind.PING:
+    def _serve(self, link: ControlLink, mask: int) -> None:
+        if mask & WRITE:
+            self._send(link)
+        if not mask & READ:
             return
-        facts = json.loads(bytes(frame.body))
-        if frame.kind is Kind.HELLO and agent.passes:
-            skew = version_skew(facts)
-            if skew is not None:
-                agent.expected = True
-                self._events.agent_failed(agent.name, "connect", skew, "")
-                self._drop(agent.name)
-        elif frame.kind is Kind.READY:
-            phases = [(clean(name, 32), float(took)) for name, took in facts["phases"]]
-            self._events.agent_ready(agent.name, phases)
-        elif frame.kind is Kind.FAILED:
-            agent.expected = True
-            self._events.agent_failed(
-                agent.name,
-                clean(facts["phase"], 32),
-                clean(facts["reason"], 1024),
-                clean(facts["traceback"], 64 * 1024),
-            )
-        elif frame.kind is Kind.SLOT_ENDED:
-            self._events.slot_ended(
-                clean(facts["runner"], 253),
-                int(facts["slot"]),
-                _number(facts["exit_code"]),
-                _number(facts["signal"]),
-            )
-        elif frame.kind is Kind.GOODBYE:
-            agent.expected = True
-        elif frame.kind is not Kind.DRAIN:
-            msg = f"{frame.kind.name} on a control link"
+        while link.name in self._agents:
+            try:
+                for report in link.read():
+                    self._hear(link, report)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                return
+            except LinkClosed as error:
+                self._lose(link, str(error))
+            except (OSError, MalformedFrame) as error:
+                self._lose(link, f"the control link broke ({error})")
+
+    def _process_ended(self, link: ControlLink) -> None:
+        self._serve(link, READ)  # its last words
+        if link.name in self._agents:
+            self._lose(link, "its process ended")
+
+    def _hear(self, link: ControlLink, report: Report) -> None:
+        """Pass on what an agent said."""
+        kind, facts, events = report.kind, report.facts, self._events
+        if kind is Kind.HELLO:
+            self._judge_hello(link, facts[0])
+        elif kind is Kind.READY:
+            events.agent_ready(link.name, *facts)
+        elif kind is Kind.FAILED:
+            link.expected = True
+            events.agent_failed(link.name, *facts)
+        elif kind is Kind.DRAIN:
+            events.agent_draining(link.name, *facts)
+        elif kind is Kind.GOODBYE:
+            link.expected, link.farewell = True, facts[0]
+        else:
+            self._slot_ended(link, facts)
+
+    def _judge_hello(self, link: ControlLink, facts: dict[str, object]) -> None:
+        if not link.passes:
+            # The listener has read and judged it; a second one is an attack.
+            msg = "a second HELLO"
             raise MalformedFrame(msg)
-
-    # ------------------------------------------------------------------ sending
+        skew = version_skew(facts)
+        if skew is not None:
+            link.expected = True
+            self._events.agent_failed(link.name, "connect", skew, "")
+            self._lose(link, skew)
 
     def _tell(self, name: str, data: bytes, descriptor: int = -1) -> None:
-        agent = self._agents.get(name)
-        if agent is None:
-            if descriptor >= 0:
-                os.close(descriptor)
-            return
-        agent.outgoing.append((data, descriptor))
-        self._flush(agent)
+        link = self._agents.get(name)
+        if link is not None:
+            self._send(link, data, descriptor)
+        elif descriptor >= 0:
+            os.close(descriptor)
 
-    def _flush(self, agent: _Agent) -> None:
+    def _send(self, link: ControlLink, data: bytes = b"", descriptor: int = -1) -> None:
         try:
-            while agent.outgoing:
-                data, descriptor = agent.outgoing[0]
-                if descriptor >= 0:
-                    sent = socket.send_fds(agent.sock, [data], [descriptor])
-                    os.close(descriptor)
-                else:
-                    sent = agent.sock.send(data)
-                agent.outgoing.popleft()
-                if sent < len(data):
-                    agent.outgoing.appendleft((data[sent:], -1))
-            events = selectors.EVENT_READ
-        except (BlockingIOError, ssl.SSLWantWriteError):
-            events = selectors.EVENT_READ | selectors.EVENT_WRITE
+            done = link.send(data, descriptor) if data else link.flush()
         except OSError as error:
-            self._lose(agent, f"the control link broke ({error})")
+            self._lose(link, f"the control link broke ({error})")
             return
-        key = self._selector.get_key(agent.sock)
-        if key.events != events:
-            self._selector.modify(agent.sock, events, key.data)
+        self._loop.expect(link.sock, READ if done else READ | WRITE)
 
     def _drop(self, name: str) -> None:
-        agent = self._agents.pop(name, None)
-        if agent is None:
+        link = self._agents.pop(name, None)
+        if link is None:
             return
-        self._selector.unregister(agent.sock)
-        for _, descriptor in agent.outgoing:
-            if descriptor >= 0:
-                os.close(descriptor)
-        with suppress(OSError):
-            agent.sock.close()
+        self._loop.unwatch(link.sock)
+        if link.process >= 0:
+            self._loop.unwatch(link.process)
+        for slot in link.slots:
+            self._tickets.void(*slot)
+            self._end_greeting(slot)
+        link.close()
 
-    def _lose(self, agent: _Agent, reason: str) -> None:
-        self._drop(agent.name)
-        self._events.agent_gone(agent.name, reason, expected=agent.expected)
+    def _lose(self, link: ControlLink, reason: str) -> None:
+        if link.name not in self._agents:
+            return
+        self._drop(link.name)
+        reason = link.farewell or reason
+        self._events.agent_gone(link.name, reason, expected=link.expected)
+
+    def _end(self) -> None:
+        for name in list(self._agents):
+            self._drop(name)
 
     # ------------------------------------------------------------------ slots
 
-    def _open_slot(self, agent: str, runner: str, slot: int) -> None:
-        found = self._agents.get(agent)
-        if found is None:
+    def _open_slot(self, name: str, runner: str, slot: int) -> None:
+        link = self._agents.get(name)
+        if link is None:
             return
-        ticket = secrets.token_bytes(TICKET_BYTES)
-        digest = hashlib.sha256(ticket).digest()
-        self._tickets[digest] = (runner, slot, time.monotonic() + TICKET_SECONDS)
+        ticket = self._tickets.issue(runner, slot, time.monotonic())
+        link.slots.add((runner, slot))
+        self._loop.after(TICKET_SECONDS, self._expire_tickets)
         facts = {"runner": runner, "slot": slot, "ticket": ticket.hex()}
         data = pack_frame(Kind.OPEN_SLOT, json.dumps(facts).encode())
-        if not found.passes:
-            self._tell(agent, data)
+        if not link.passes:
+            self._tell(name, data)
             return
-        ours, theirs = socket.socketpair()
-        link = Link(ours, self.slot_limits)
-        self._selector.register(
-            ours, selectors.EVENT_READ, lambda _: self._greet(runner, slot, link)
-        )
-        self._tell(agent, data, theirs.detach())
-
-    def _greet(self, runner: str, slot: int, link: Link) -> None:
-        """Read the ticket a new slot opens its link with."""
-        self._selector.unregister(link.sock)
         try:
-            frame = link.receive()
-            claimed = self.claim_ticket(bytes(frame.body))
-        except LinkError:
-            claimed = None
-        if claimed == (runner, slot):
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            self._lose(link, f"this process has no descriptors left ({error})")
+            return
+        ours.setblocking(False)
+        self._greeting[runner, slot] = ours
+        greeting = bytearray()
+        self._loop.watch(
+            ours, READ, lambda _: self._greet(ours, (runner, slot), greeting)
+        )
+        self._tell(name, data, theirs.detach())
+
+    def _greet(
+        self, sock: socket.socket, slot: tuple[str, int], greeting: bytearray
+    ) -> None:
+        """Read the ticket a new slot opens its link with, and not a byte more."""
+        try:
+            data = sock.recv(_GREETING_BYTES - len(greeting))
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        greeting += data
+        if data and len(greeting) < _GREETING_BYTES:
+            return
+        self._loop.unwatch(sock)
+        self._greeting.pop(slot, None)
+        if data and self._claims(greeting, slot):
+            sock.setblocking(True)
+            self._events.slot_opened(*slot, Link(sock, self.slot_limits))
+        else:
+            sock.close()
+
+    def _claims(self, greeting: bytearray, slot: tuple[str, int]) -> bool:
+        try:
+            kind, _, size, _ = parse_header(greeting, _GREETING_LIMITS)
+        except MalformedFrame:
+            return False
+        if kind is not Kind.TICKET or size != TICKET_BYTES:
+            return False
+        ticket = bytes(greeting[HEADER_BYTES:])
+        return self._tickets.claim(ticket, time.monotonic()) == slot
+
+    def _slot_opened(self, runner: str, slot: int, link: Link) -> None:
+        """Report a slot that dialled in, unless it has ended in the meantime."""
+        if any((runner, slot) in found.slots for found in self._agents.values()):
             self._events.slot_opened(runner, slot, link)
         else:
             link.close()
 
+    def _slot_ended(
+        self, link: ControlLink, facts: tuple[str, int, int | None, int | None]
+    ) -> None:
+        slot = facts[:2]
+        if slot not in link.slots:
+            msg = "the end of a slot that is not its own"
+            raise MalformedFrame(msg)
+        link.slots.remove(slot)
+        self._tickets.void(*slot)
+        self._end_greeting(slot)
+        self._events.slot_ended(*facts)
 
-def welcome_body(spec: PoolSpec) -> bytes:
-    """Return the setup of a runner: paths as JSON, a newline, the rest pickled.
+    def _end_greeting(self, slot: tuple[str, int]) -> None:
+        sock = self._greeting.pop(slot, None)
+        if sock is not None:
+            self._loop.unwatch(sock)
+            sock.close()
 
-    The paths come first as the pickle may need them to import what it names.
+    def _kill_slot(self, agent: str, runner: str, slot: int) -> None:
+        body = json.dumps({"runner": runner, "slot": slot}).encode()
+        self._tell(agent, pack_frame(Kind.KILL_SLOT, body))
 
-    Raises:
-        NotSerializable: result_types cannot be sent.
-    """
-    try:
-        cwd = os.getcwd()  # noqa: PTH109 - text is what travels
-    except OSError:
-        cwd = ""
-    # "" is the working folder, as an interactive Python has it.
-    places = [path or cwd for path in sys.path]
-    paths = {"sys_path": [path for path in places if path], "cwd": cwd}
-    setup: dict[str, Any] = {
-        "preload": spec.preload,
-        "results": spec.results,
-        "result_types": spec.result_types,
-        "max_result": spec.max_result,
-        "max_payload": spec.max_payload,
-    }
-    return json.dumps(paths).encode() + b"\n" + dump_object(setup)
-
-
-def version_skew(hello: dict[str, Any]) -> str | None:
-    """Say how a runner's HELLO differs from this process, None when it does not.
-
-    Functions pickled by value hold bytecode: another minor version of Python loads
-    them and then crashes.
-    """
-    major, minor = sys.version_info[:2]
-    ours = f"{sys.implementation.name}-{major}.{minor}"
-    theirs = clean(hello.get("python"), 64)
-    if theirs == ours:
-        return None
-    return f"the runner is {theirs}, this process is {ours}; use the same image"
-
-
-def _number(value: object) -> int | None:
-    if value is None or type(value) is int:
-        return value
-    msg = "a number that is none"
-    raise MalformedFrame(msg)
+    def _expire_tickets(self) -> None:
+        """Kill slots that have not come in their time; their end is told as any."""
+        for slot in self._tickets.expire(time.monotonic()):
+            for link in list(self._agents.values()):
+                if slot in link.slots:
+                    self._kill_slot(link.name, *slot)

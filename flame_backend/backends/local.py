@@ -4,13 +4,18 @@ One agent and zygote serve all runners of a pool: a local runner is its slots, f
 from the zygote in milliseconds, with the app loaded once. The control link is an
 inherited socketpair; possession of the descriptor is the proof, and there is no
 listener and no port. The environment is the parent's: it is the same app.
+
+An agent that dies, or is told to end, takes no new runners; the next boot starts
+another one.
 """
 
 from __future__ import annotations
 
 import os
+import select
+import shutil
+import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -19,17 +24,52 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.backends.base import RunnerInfo
 from flame_backend.backends.hub import Hub
-from flame_backend.errors import AppImportError, BootError, BootTimeout, RunnerLost
-from flame_backend.runner.parent import VARIABLE, Parent
+from flame_backend.backends.spawn import spawn_agent
+from flame_backend.errors import (
+    AppImportError,
+    BootError,
+    BootTimeout,
+    ConfigurationError,
+    RunnerLost,
+    VersionSkew,
+)
+from flame_backend.runner.processes import session_members
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Mapping
 
     from flame_backend.backends.base import PoolSpec, Sink
     from flame_backend.wire.link import Link
 
-AGENT: Final = "local"
 END_SECONDS: Final = 5.0
+"""After its grace: how long an agent may take to end everything below it."""
+
+LINGER_SECONDS: Final = 1.0
+"""How long an agent whose link is gone may take to end by itself."""
+
+
+class _Agent:
+    """One agent, and the runners on it."""
+
+    __slots__ = ("loaded", "name", "process", "runners")
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        self.name = name
+        self.process = process
+        self.loaded = False
+        self.runners: set[str] = set()
+
+
+class _Runner:
+    """One runner."""
+
+    __slots__ = ("agent", "ready", "started")
+
+    def __init__(self, agent: _Agent) -> None:
+        self.agent = agent
+        self.ready = False
+        self.started = time.monotonic()
 
 
 class LocalBackend:
@@ -42,201 +82,220 @@ class LocalBackend:
 
     def __init__(
         self,
-        python: str = sys.executable,
+        python: str | os.PathLike[str] = sys.executable,
         env: Mapping[str, str | None] | None = None,
     ) -> None:
-        self._python = python
+        self._python = os.fspath(python)
         self._env = dict(env or {})
+        self._reset()
+
+    def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._agent: subprocess.Popen[bytes] | None = None
-        self._generation = 0
-        self._loaded = False
-        self._runners: dict[str, float] = {}
-        self._ready: set[str] = set()
         self._hub: Hub | None = None
-        self._timers: dict[str, threading.Timer] = {}
+        self._agents: dict[str, _Agent] = {}
+        self._current: _Agent | None = None
+        self._runners: dict[str, _Runner] = {}
+        self._count = 0
 
     # ------------------------------------------------------------------ Backend
 
     def open(self, spec: PoolSpec, sink: Sink) -> None:
-        """Start the hub; the agent starts with the first boot."""
+        """Start the hub; an agent starts with the first boot.
+
+        Raises:
+            ConfigurationError: There is no such interpreter.
+        """
+        if shutil.which(self._python) is None:
+            reason = f"{self._python} is no program that can be run"
+            raise ConfigurationError("python", reason)
         self._spec = spec
         self._sink = sink
         self._hub = Hub(spec, self)
 
     def boot(self, runner: str) -> None:
-        """Start a runner: its slots, and the agent when there is none."""
+        """Start a runner: its slots, and an agent when there is none."""
         with self._lock:
-            self._runners[runner] = time.monotonic()
-            timer = threading.Timer(
-                self._spec.boot_timeout, self._boot_timed_out, [runner]
-            )
-            timer.daemon = True
-            timer.start()
-            self._timers[runner] = timer
-            if self._agent is not None:
-                if self._loaded:
-                    self._open_slots(runner)
+            hub = self._hub
+            if hub is None:
                 return
             try:
-                self._start_agent()
+                agent = self._current or self._start_agent(hub)
             except OSError as error:
-                failure = BootError(
-                    runner, "start", f"{self._python}: {error.strerror}"
-                )
-                self._forget(runner)
+                failure = BootError(runner, "start", f"{self._python}: {error}")
             else:
+                self._runners[runner] = _Runner(agent)
+                agent.runners.add(runner)
+                hub.after(self._spec.boot_timeout, lambda: self._overdue(runner))
+                if agent.loaded:
+                    self._open_slots(hub, agent, runner)
                 return
         self._sink.boot_failed(runner, failure)
 
     def open_slot(self, runner: str, slot: int) -> None:
         """Fork another process for a slot."""
-        if self._hub is not None and runner in self._runners:
-            self._hub.open_slot(self._name, runner, slot)
+        found = self._runners.get(runner)
+        if self._hub is not None and found is not None:
+            self._hub.open_slot(found.agent.name, runner, slot)
 
     def kill_slot(self, runner: str, slot: int) -> None:
         """End a slot's process."""
-        if self._hub is not None:
-            self._hub.kill_slot(self._name, runner, slot)
+        found = self._runners.get(runner)
+        if self._hub is not None and found is not None:
+            self._hub.kill_slot(found.agent.name, runner, slot)
 
     def end(self, runner: str, grace: float = 0.0) -> None:
-        """End a runner's slots; the agent stays for the others."""
-        del grace  # the pool has drained a runner before it ends it
+        """End a runner's slots; its agent stays for the others."""
         with self._lock:
-            known = runner in self._runners
-            self._forget(runner)
-        if known and self._hub is not None:
-            for slot in range(self._spec.slots):
-                self._hub.kill_slot(self._name, runner, slot)
+            found = self._runners.get(runner)
+            hub = self._hub
+        if found is None or hub is None:
+            return
+        if grace > 0:
+            hub.after(grace, lambda: self.end(runner))
+            return
+        self._give_up(hub, runner)
 
     def close(self, grace: float) -> None:
-        """End the agent and everything below it; returns when all are gone."""
+        """End the agents and everything below them; returns when all are gone."""
         with self._lock:
-            agent, self._agent = self._agent, None
             hub, self._hub = self._hub, None
-            for runner in list(self._runners):
-                self._forget(runner)
+            agents = list(self._agents.values())
+            self._agents.clear()
+            self._runners.clear()
+            self._current = None
         if hub is None:
             return
-        if agent is not None:
-            hub.shut_down(self._name, grace)
-            with suppress(subprocess.TimeoutExpired):
-                agent.wait(grace + END_SECONDS)
+        for agent in agents:
+            hub.shut_down(agent.name, grace)
+        deadline = time.monotonic() + grace + END_SECONDS
+        for agent in agents:
+            _await_end(agent.process, deadline - time.monotonic())
         hub.close()
-        if agent is not None:
-            self._await_end(agent)
+
+    def after_fork(self) -> None:
+        """In a forked child: forget the parent's runners."""
+        if self._hub is not None:
+            self._hub.after_fork()
+        for agent in self._agents.values():
+            # They are not this process' children: nothing to wait for or warn about.
+            agent.process.returncode = 0
+        self._reset()
 
     def describe(self) -> dict[str, Any]:
         """Return facts for status()."""
-        pid = self._agent.pid if self._agent else None
+        pid = self._current.process.pid if self._current else None
         return {"kind": "local", "python": self._python, "agent_pid": pid}
 
-    # ------------------------------------------------------------------ the agent
+    # ------------------------------------------------------------------ inside
 
-    @property
-    def _name(self) -> str:
-        return f"{AGENT}-{self._generation}"
+    def _start_agent(self, hub: Hub) -> _Agent:
+        """Spawn an agent; holds the lock."""
+        self._count += 1
+        name = f"local-{self._count}"
+        process, sock = spawn_agent(self._python, self._env, self._spec, name)
+        agent = self._agents[name] = self._current = _Agent(name, process)
+        hub.adopt(name, sock, passes=True, process=_pidfd(process.pid))
+        return agent
 
-    def _start_agent(self) -> None:
-        """Spawn agent and zygote with one end of a socketpair; holds the lock."""
-        assert self._hub is not None  # open() comes before boot()
-        self._generation += 1
-        self._loaded = False
-        ours, theirs = socket.socketpair()
-        with theirs:
-            parent = Parent(
-                pool=self._spec.name,
-                runner=self._name,
-                transport="fd",
-                fd=theirs.fileno(),
-                failsafe=max(20.0, self._spec.boot_timeout),
-            )
-            environment = os.environ | {VARIABLE: parent.encoded()}
-            for name, value in self._env.items():
-                environment.pop(name, None)
-                if value is not None:
-                    environment[name] = value
-            # The package may be importable from sys.path alone (a checkout).
-            environment["PYTHONPATH"] = os.pathsep.join(_import_paths(environment))
-            try:
-                self._agent = subprocess.Popen(  # noqa: S603 - the interpreter the caller chose
-                    [self._python, "-P", "-m", "flame_backend.runner"],
-                    stdin=subprocess.DEVNULL,
-                    env=environment,
-                    pass_fds=[theirs.fileno()],
-                    # Ctrl-C is the parent's to handle.
-                    start_new_session=True,
-                )
-            except OSError:
-                ours.close()
-                raise
-        self._hub.adopt(self._name, ours, passes=True)
-
-    def _await_end(self, agent: subprocess.Popen[bytes]) -> None:
-        try:
-            agent.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            agent.kill()
-            agent.wait()
-
-    def _open_slots(self, runner: str) -> None:
-        assert self._hub is not None  # callers hold a live backend
+    def _open_slots(self, hub: Hub, agent: _Agent, runner: str) -> None:
         for slot in range(self._spec.slots):
-            self._hub.open_slot(self._name, runner, slot)
+            hub.open_slot(agent.name, runner, slot)
 
-    def _forget(self, runner: str) -> None:
-        self._runners.pop(runner, None)
-        self._ready.discard(runner)
-        timer = self._timers.pop(runner, None)
-        if timer is not None:
-            timer.cancel()
+    def _forget(self, runner: str) -> _Runner | None:
+        found = self._runners.pop(runner, None)
+        if found is not None:
+            found.agent.runners.discard(runner)
+        return found
 
-    def _boot_timed_out(self, runner: str) -> None:
+    def _give_up(self, hub: Hub, runner: str) -> bool:
+        """Forget a runner and end its slots; False when it was forgotten before."""
         with self._lock:
-            if runner not in self._runners or runner in self._ready:
-                return
-            loaded = self._loaded
-            self._forget(runner)
-        phase = "start" if loaded else "import"
-        what = "its process to connect" if loaded else "the app to load"
-        limit = self._spec.boot_timeout
-        reason = f"waited {limit:g} s for {what}"
+            found = self._forget(runner)
+            if found is None:
+                return False
+            agent = found.agent
+            unused = not agent.runners and agent is not self._current
+        for slot in range(self._spec.slots):
+            hub.kill_slot(agent.name, runner, slot)
+        if unused:
+            hub.shut_down(agent.name, 0.0)
+        return True
+
+    def _overdue(self, runner: str) -> None:
+        found = self._runners.get(runner)
+        if self._hub is None or found is None or found.ready:
+            return
+        agent = found.agent
+        if not self._give_up(self._hub, runner):
+            return
+        what = "its process to connect" if agent.loaded else "the app to load"
+        reason = f"waited {self._spec.boot_timeout:g} s for {what}"
+        phase = "connect" if agent.loaded else "import"
+        if not agent.loaded:
+            # An import that hangs would hold up the next boot as well.
+            with self._lock:
+                self._retire(agent)
+            agent.process.kill()
         self._sink.boot_failed(runner, BootTimeout(runner, phase, reason))
+
+    def _retire(self, agent: _Agent) -> None:
+        if self._current is agent:
+            self._current = None
 
     # ------------------------------------------------------------------ hub events
 
     def agent_ready(self, agent: str, phases: list[tuple[str, float]]) -> None:
         """Open the slots of every runner that waits for the app."""
-        del agent, phases
+        del phases
         with self._lock:
-            self._loaded = True
-            for runner in self._runners:
-                self._open_slots(runner)
+            found, hub = self._agents.get(agent), self._hub
+            if found is None or hub is None:
+                return
+            found.loaded = True
+            for runner in found.runners:
+                self._open_slots(hub, found, runner)
 
     def agent_failed(self, agent: str, phase: str, reason: str, log: str) -> None:
-        """Fail every runner with the app's own words."""
-        del agent
-        for runner in self._take_runners():
-            self._sink.boot_failed(runner, AppImportError(runner, phase, reason, log))
+        """Fail every runner of the agent with the app's own words."""
+        kind = VersionSkew if phase == "connect" else AppImportError
+        with self._lock:
+            found = self._agents.get(agent)
+            if found is None:
+                return
+            self._retire(found)
+            runners = list(found.runners)
+            for runner in runners:
+                self._forget(runner)
+        for runner in runners:
+            self._sink.boot_failed(runner, kind(runner, phase, reason, log))
+
+    def agent_draining(self, agent: str, reason: str) -> None:
+        """Somebody ended the agent: its calls may finish, boots start another one."""
+        with self._lock:
+            found = self._agents.get(agent)
+            if found is None:
+                return
+            self._retire(found)
+            runners = list(found.runners)
+        for runner in runners:
+            self._sink.draining(runner, reason)
 
     def agent_gone(self, agent: str, reason: str, *, expected: bool) -> None:
-        """Lose every runner; the next boot starts another agent."""
+        """Lose every runner of the agent."""
         del expected
-        if agent != self._name:
-            return
         with self._lock:
-            process, self._agent = self._agent, None
-            self._loaded = False
-            ready = set(self._ready)
-        runners = self._take_runners()
-        code = None
-        if process is not None:
-            with suppress(subprocess.TimeoutExpired):
-                code = process.wait(END_SECONDS)
-        how = reason if code is None else f"its agent ended with {code}"
-        for runner in runners:
-            if runner in ready:
-                error = RunnerLost(runner, "Crashed", how, False, code)
+            found = self._agents.pop(agent, None)
+            if found is None:
+                return
+            self._retire(found)
+            runners = {name: self._forget(name) for name in list(found.runners)}
+        code = _await_end(found.process, LINGER_SECONDS)
+        how = f"{reason}; its agent ended with {_told(code)}"
+        for runner, known in runners.items():
+            if known is not None and known.ready:
+                number = -code if code < 0 else None
+                exit_code = code if code >= 0 else None
+                error = RunnerLost(runner, "Crashed", how, False, exit_code, number)
                 self._sink.lost(runner, error)
             else:
                 self._sink.boot_failed(runner, BootError(runner, "start", how))
@@ -244,16 +303,15 @@ class LocalBackend:
     def slot_opened(self, runner: str, slot: int, link: Link) -> None:
         """Report a slot, and its runner with the first one."""
         with self._lock:
-            started = self._runners.get(runner)
-            first = started is not None and runner not in self._ready
-            if first:
-                self._ready.add(runner)
-                self._timers.pop(runner).cancel()
-        if started is None:
+            found = self._runners.get(runner)
+            first = found is not None and not found.ready
+            if found is not None:
+                found.ready = True
+        if found is None:
             link.close()
             return
         if first:
-            took = time.monotonic() - started
+            took = time.monotonic() - found.started
             node = socket.gethostname()
             self._sink.ready(RunnerInfo(runner=runner, node=node, boot_seconds=took))
         self._sink.slot_opened(runner, slot, link)
@@ -264,17 +322,51 @@ class LocalBackend:
         """Pass it on."""
         self._sink.slot_ended(runner, slot, exit_code, signal)
 
-    def _take_runners(self) -> list[str]:
-        with self._lock:
-            runners = list(self._runners)
-            for runner in runners:
-                self._forget(runner)
-        return runners
+
+def _pidfd(pid: int) -> int:
+    with suppress(OSError, AttributeError):
+        return os.pidfd_open(pid)
+    return -1
 
 
-def _import_paths(environment: dict[str, str]) -> list[str]:
-    home = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))  # noqa: PTH120 - text is what travels
-    known = [
-        path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path
-    ]
-    return known if home in known else [*known, home]
+def _await_end(process: subprocess.Popen[bytes], seconds: float) -> int:
+    """Wait for an agent's end, bring it about when it is late, and end its session.
+
+    What the agent itself ends needs no help. Was it killed, its slots are dying with
+    it, but programs that user code started are not: they are found by their session,
+    whose number stays taken until the agent is reaped.
+    """
+    if not _ended(process.pid, seconds):
+        process.kill()
+        _ended(process.pid, END_SECONDS)
+    for _ in range(100):
+        left = [pid for pid in session_members(process.pid) if pid != process.pid]
+        if not left:
+            break
+        for pid in left:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return process.wait()
+
+
+def _ended(pid: int, seconds: float) -> bool:
+    """Wait until a child has ended, without reaping it."""
+    guard = _pidfd(pid)
+    if guard >= 0:
+        poll = select.poll()
+        poll.register(guard, select.POLLIN)
+        found = poll.poll(max(0.0, seconds) * 1000)
+        os.close(guard)
+        return bool(found)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        options = os.WEXITED | os.WNOWAIT | os.WNOHANG
+        if os.waitid(os.P_PID, pid, options) is not None:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def _told(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

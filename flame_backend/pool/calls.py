@@ -1,4 +1,4 @@
-"""What callers hold: futures, and facts about how a call went."""
+"""What callers hold: calls, slots in their hands, futures, and facts about a call."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
+
+    from flame_backend.errors import FlameError
+    from flame_backend.wire.link import Link
 
 T = TypeVar("T")
 
@@ -37,59 +41,61 @@ class CallInfo:
     log_tail: str = ""
 
 
-class FlameFuture(concurrent.futures.Future[T], Generic[T]):
-    """A future that also knows its call.
+class Lease:
+    """A slot, in a caller's hands or idle.
 
     Attributes:
-        phase: "queued", "running" or "done".
+        runner: Its runner.
+        slot: Its number on that runner.
+        link: Its connection; used by the holder's thread alone.
+        call: The call that holds it, or None.
+        end: Why the slot is gone, once that is known.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._call: CallInfo | None = None
+    __slots__ = ("call", "end", "link", "runner", "slot")
 
-    @property
-    def call(self) -> CallInfo:
-        """Facts about the call; complete once it is done."""
-        return self._call or CallInfo(id=0)
-
-    @property
-    def phase(self) -> str:
-        """Where the call is."""
-        if self.done():
-            return "done"
-        return "running" if self.running() else "queued"
+    def __init__(self, runner: str, slot: int, link: Link) -> None:
+        self.runner = runner
+        self.slot = slot
+        self.link = link
+        self.call: Call | None = None
+        self.end: FlameError | None = None
 
 
 class Call:
-    """One call inside the pool: what it runs, and what is known so far."""
+    """One call inside the pool: what it runs, and what is known so far.
+
+    Its fields from `lease` on are written under the lock of `Leases` alone.
+    """
 
     __slots__ = (
-        "args", "attempt", "boot_s", "function", "id", "kwargs", "lease", "node",
-        "queue_timeout", "queued_s", "run_s", "runner", "timed_out", "timeout",
+        "attempt", "boot_s", "deadline", "error", "future", "id", "lease", "lock",
+        "node", "queue_deadline", "queue_timeout", "queued_at", "queued_s", "request",
+        "run_s", "runner", "started_at", "timed_out", "timeout",
     )  # fmt: skip
 
     def __init__(
         self,
         number: int,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        request: list[bytes],
         timeout: float | None,
         queue_timeout: float | None,
     ) -> None:
         self.id = number
-        self.function = function
-        self.args = args
-        self.kwargs = kwargs
+        self.request = request
         self.timeout = timeout
         self.queue_timeout = queue_timeout
-        self.attempt = 1
-        self.runner = ""
-        self.node = ""
-        self.lease: Any = None
-        self.timed_out = False
+        self.queue_deadline: float | None = None
+        self.queued_at = self.started_at = 0.0
         self.queued_s = self.boot_s = self.run_s = 0.0
+        self.attempt = 1
+        self.runner = self.node = ""
+        self.future: FlameFuture[Any] | None = None
+        self.lock: threading.Lock | None = None
+        self.lease: Lease | None = None
+        self.error: FlameError | None = None
+        self.deadline = 0.0
+        self.timed_out = False
 
     def info(self) -> CallInfo:
         """Return the facts."""
@@ -102,3 +108,33 @@ class Call:
             boot_s=self.boot_s,
             run_s=self.run_s,
         )
+
+
+class FlameFuture(concurrent.futures.Future[T], Generic[T]):
+    """A future that also knows its call."""
+
+    def __init__(self, call: Call, withdraw: Callable[[Call], bool]) -> None:
+        super().__init__()
+        self._call = call
+        self._withdraw = withdraw
+
+    @property
+    def call(self) -> CallInfo:
+        """Facts about the call; complete once it is done."""
+        return self._call.info()
+
+    @property
+    def phase(self) -> str:
+        """Where the call is: "queued", "running" or "done"."""
+        if self.done():
+            return "done"
+        return "running" if self.running() else "queued"
+
+    def cancel(self) -> bool:
+        """Cancel the call if it waits; False when it runs or is done."""
+        if not super().cancel():
+            return False
+        if self._withdraw(self._call):
+            # Nobody will take it up any more, so nobody else would tell waiters.
+            self.set_running_or_notify_cancel()
+        return True

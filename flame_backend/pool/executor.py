@@ -1,40 +1,30 @@
 """The pool: wrap any call in it and the call runs on a runner.
 
-The calling thread itself writes the request to its slot's link and reads the reply: no
-thread stands in between. The machine decides under one lock; what it commands is
-carried out outside that lock. One keeper thread owns deadlines and sleeps until the
-earliest one; the backend has threads of its own.
-
-At most once: a call that was not sent in full is given to another runner silently; one
-that was sent ends in its result, in `RunnerLost` or in `CallCrashed`.
+The face of this package; what it does is in engine, leases and machine. It also knows
+when a process ends or forks: at exit its runners end, in a forked child it is a pool
+that has not started.
 """
 
 from __future__ import annotations
 
 import atexit
 import concurrent.futures
-import itertools
 import os
-import secrets
+import sys
 import threading
-import time
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from flame_backend.errors import (
-    CallCrashed,
-    CallTimeout,
     ConfigurationError,
-    FlameError,
-    LinkError,
-    MalformedFrame,
     NestedCallError,
-    PoolClosed,
-    RunnerLost,
+    NotSerializable,
+    PayloadTooLarge,
 )
-from flame_backend.pool.calls import Call, FlameFuture
-from flame_backend.pool.machine import Assign, Boot, End, Fail, Machine, OpenSlot
+from flame_backend.pool import engine as engines
+from flame_backend.pool.engine import Engine
 from flame_backend.pool.mapping import mapped
 from flame_backend.pool.options import (
     BOOT_TIMEOUT,
@@ -42,62 +32,24 @@ from flame_backend.pool.options import (
     MAX_RESULT,
     SHUTDOWN_TIMEOUT,
     default_backend,
+    fresh_instance,
+    limit_seconds,
     pool_spec,
 )
-from flame_backend.pool.workers import Workers
 from flame_backend.runner.parent import parent
-from flame_backend.wire.decoding import decode
-from flame_backend.wire.exceptions import decode_exception
-from flame_backend.wire.frames import Kind
-from flame_backend.wire.functions import dump_call, load_object
+from flame_backend.wire.functions import dump_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from types import TracebackType
 
-    from flame_backend.backends.base import Backend, RunnerInfo
-    from flame_backend.errors import BootError
-    from flame_backend.pool.machine import Command
-    from flame_backend.wire.frames import Frame
-    from flame_backend.wire.link import Link
+    from flame_backend.backends.base import Backend
+    from flame_backend.pool.calls import Call, FlameFuture
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-CAUSE_SECONDS: Final = 5.0
-"""How long a caller whose link broke waits for the backend to say why."""
-
-LAST_RESORT_SECONDS: Final = 4.0
-"""After a kill was asked for: the link itself is cut when nothing has ended."""
-
-_SUFFIX: Final = "abcdefghijkmnpqrstuvwxyz23456789"
-
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
-
-
-class _Lease:
-    """A slot in a caller's hands."""
-
-    __slots__ = ("busy", "generation", "link", "runner", "slot")
-
-    def __init__(self, runner: str, slot: int, link: Link, generation: int) -> None:
-        self.runner = runner
-        self.slot = slot
-        self.link = link
-        self.generation = generation
-        self.busy = False
-
-
-class _Waiter:
-    """A caller that waits for its slot: a bare lock is the cheapest event."""
-
-    __slots__ = ("call", "error", "lease", "lock")
-
-    def __init__(self, call: Call) -> None:
-        self.call = call
-        self.lease: _Lease | None = None
-        self.error: FlameError | None = None
-        self.lock = threading.Lock()
-        self.lock.acquire()
 
 
 class Pool(concurrent.futures.Executor):
@@ -114,7 +66,8 @@ class Pool(concurrent.futures.Executor):
         queue_timeout: Seconds a call may wait for a slot; None for no limit. A pool
             whose runners do not boot fails its callers all the same.
         boot_timeout: Seconds a runner may take to be ready.
-        shutdown_timeout: Seconds running calls may take to finish at shutdown.
+        shutdown_timeout: Seconds that calls may take to finish when the interpreter
+            exits, or a runner is told to end.
         results: "data" decodes what runners send without executing anything;
             "pickle" lets a runner execute code in this process.
         result_types: Dataclasses, enums and exceptions that results may hold.
@@ -145,8 +98,8 @@ class Pool(concurrent.futures.Executor):
         preload: Sequence[str] = (),
         backend: Backend | None = None,
     ) -> None:
-        if max < 1:
-            raise ConfigurationError("max", "at least 1 runner")
+        if type(max) is not int or max < 1:
+            raise ConfigurationError("max", "a whole number of runners, 1 or more")
         self._spec = pool_spec(
             name,
             max_concurrency=max_concurrency,
@@ -159,29 +112,18 @@ class Pool(concurrent.futures.Executor):
             preload=preload,
         )
         self._max = max
-        self._timeout = timeout
-        self._queue_timeout = queue_timeout
+        self._timeout = limit_seconds("timeout", timeout)
+        self._queue_timeout = limit_seconds("queue_timeout", queue_timeout)
         self._backend = default_backend() if backend is None else backend
-        self._closed = False
-        self._reset()
+        self._begin()
         _pools.add(self)
 
-    def _reset(self) -> None:
-        """Be a pool that has not started; also in a forked child."""
-        self._machine = Machine(self._spec.name, self._max, self._spec.slots, _suffix)
-        self._lock = threading.Lock()
-        self._opened = False
-        self._links: dict[tuple[str, int], _Lease] = {}
-        self._infos: dict[str, RunnerInfo] = {}
-        self._waiters: dict[int, _Waiter] = {}
-        self._numbers = itertools.count(1)
-        self._ends: dict[tuple[str, int], FlameError] = {}
-        self._told = threading.Condition(self._lock)
-        self._deadlines: dict[int, tuple[float, Call]] = {}
-        self._keeper: threading.Thread | None = None
-        self._alarm = threading.Condition(self._lock)
-        self._workers: Workers | None = None
-        self._generation = itertools.count(1)
+    def _begin(self) -> None:
+        """Be a pool that has not started."""
+        self._engine = Engine(self._spec, self._max, self._backend)
+        self._collected = weakref.finalize(self, _finish_soon, self._engine)
+        # At exit, `_end_all` sees to it, in its own order.
+        self._collected.atexit = False
 
     # ------------------------------------------------------------------ calls
 
@@ -194,7 +136,7 @@ class Pool(concurrent.futures.Executor):
             NotSerializable, ResultNotSerializable, PayloadTooLarge: It cannot travel.
             PoolClosed: The pool was shut down.
         """
-        result: T = self._run(
+        result: T = self._engine.run(
             self._new_call(fn, args, kwargs, self._timeout, self._queue_timeout)
         )
         return result
@@ -203,8 +145,7 @@ class Pool(concurrent.futures.Executor):
         self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
     ) -> FlameFuture[T]:
         """Run a function on a runner; return a future, with `.call` and `.phase`."""
-        call = self._new_call(fn, args, kwargs, self._timeout, self._queue_timeout)
-        return self._submit(call)
+        return self._submit(fn, args, kwargs, self._timeout, self._queue_timeout)
 
     def map(
         self,
@@ -227,7 +168,7 @@ class Pool(concurrent.futures.Executor):
             ordered: Results in the order of inputs; False for as they come.
             return_exceptions: Yield an exception in its place and go on.
         """
-        size = buffersize or 2 * self._max * self._spec.slots
+        size = 2 * self._max * self._spec.slots if buffersize is None else buffersize
         return mapped(
             self.submit,
             fn,
@@ -254,12 +195,7 @@ class Pool(concurrent.futures.Executor):
 
     def status(self) -> dict[str, Any]:
         """Return facts about runners, slots and waiting calls."""
-        with self._lock:
-            facts: dict[str, Any] = {"name": self._spec.name, "max": self._max}
-            facts |= self._machine.counts()
-            facts["runners"] = list(self._machine.runners)
-            facts["backend"] = self._backend.describe() if self._opened else {}
-        return facts
+        return {"name": self._spec.name, "max": self._max, **self._engine.status()}
 
     def _new_call(
         self,
@@ -272,359 +208,66 @@ class Pool(concurrent.futures.Executor):
         if parent() is not None:
             msg = "a runner does not use pools of its own; call from the parent"
             raise NestedCallError(msg)
-        return Call(next(self._numbers), fn, args, kwargs, timeout, queue_timeout)
+        request = dump_call(fn, args, kwargs, limit=self._spec.max_payload)
+        return self._engine.new_call(request, timeout, queue_timeout)
 
-    def _submit(self, call: Call) -> FlameFuture[Any]:
-        future: FlameFuture[Any] = FlameFuture()
-        with self._lock:
-            self._require_open()
-            if self._workers is None:
-                limit = self._max * self._spec.slots
-                self._workers = Workers(limit, f"flame-{self._spec.name}")
-            self._workers.submit(future, lambda: self._fulfil(future, call))
-        return future
-
-    def _fulfil(self, future: FlameFuture[Any], call: Call) -> None:
+    def _submit(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: float | None,
+        queue_timeout: float | None,
+    ) -> FlameFuture[Any]:
         try:
-            result = self._run(call)
-        except BaseException as error:  # noqa: BLE001 - a future carries whatever there is
-            future._call = call.info()  # noqa: SLF001 - the pool's own class
-            future.set_exception(error)
-        else:
-            future._call = call.info()  # noqa: SLF001
-            future.set_result(result)
-
-    # ------------------------------------------------------------------ one call
-
-    def _run(self, call: Call) -> Any:
-        parts = dump_call(
-            call.function, call.args, call.kwargs, limit=self._spec.max_payload
-        )
-        try:
-            while True:
-                lease = self._checkout(call)
-                started = time.perf_counter()
-                try:
-                    lease.link.send_parts(Kind.CALL, call.id, parts)
-                except LinkError as error:
-                    self._broken(call, lease)
-                    # Not sent in full, so not started: another runner takes it.
-                    if call.timed_out or self._closed:
-                        raise self._cause(call, lease, error, started=False) from None
-                    call.attempt += 1
-                    continue
-                return self._reply(call, lease, started)
-        except BaseException as error:
-            if isinstance(error, FlameError):
-                error.call = call.info()
-            raise
-
-    def _reply(self, call: Call, lease: _Lease, started: float) -> Any:
-        """Read the reply, give the slot back, and return or raise."""
-        try:
-            if call.timeout is not None:
-                self._arm(call, time.monotonic() + call.timeout)
-            frame = lease.link.receive()
-            while frame.kind is Kind.PROGRESS:
-                frame = lease.link.receive()
-            _require_reply(frame, call)
-        except BaseException as error:
-            self._broken(call, lease)
-            call.run_s = time.perf_counter() - started
-            if isinstance(error, LinkError):
-                raise self._cause(call, lease, error, started=True) from None
-            raise
-        call.run_s = time.perf_counter() - started
-        self._checkin(call, lease)
-        if call.timed_out:
-            raise CallTimeout("run", call.timeout or 0.0)
-        if frame.kind is Kind.ERROR:
-            raise self._raised(frame.body, list(frame.segments))
-        if self._spec.results == "pickle":
-            return load_object(bytes(frame.body))
-        return decode(frame.body, frame.segments, result_types=self._spec.result_types)
-
-    def _raised(self, body: Any, segments: list[bytes]) -> BaseException:
-        pickled = segments.pop() if self._spec.results == "pickle" else b""
-        error = decode_exception(body, segments, result_types=self._spec.result_types)
-        if not pickled:
-            return error
-        original = load_object(pickled)
-        if not isinstance(original, Exception):
-            return error
-        original.__cause__ = error.__cause__ or error
-        return original
-
-    def _checkout(self, call: Call) -> _Lease:
-        """Get a slot, waiting for one if need be."""
-        queued = time.monotonic()
-        waiter = _Waiter(call)
-        with self._lock:
-            self._open()
-            self._waiters[call.id] = waiter
-            commands = self._machine.submit(call.id, queued, call.queue_timeout)
-            deferred = self._settle(commands)
-            if waiter.lease is None and waiter.error is None:
-                self._ensure_keeper()
-        self._carry_out(deferred)
-        try:
-            waiter.lock.acquire()
-        except BaseException:
-            self._abandon(waiter)
-            raise
-        if waiter.error is not None:
-            raise waiter.error
-        lease = waiter.lease
-        assert lease is not None  # released only with a lease or an error
-        call.queued_s += time.monotonic() - queued
-        call.runner = lease.runner
-        info = self._infos.get(lease.runner)
-        if info is not None:
-            call.node, call.boot_s = info.node, info.boot_seconds
-        call.lease = lease
-        return lease
-
-    def _abandon(self, waiter: _Waiter) -> None:
-        """A waiting caller was interrupted (Ctrl-C)."""
-        with self._lock:
-            self._machine.cancel(waiter.call.id)
-            self._waiters.pop(waiter.call.id, None)
-            lease = waiter.lease
-        if lease is not None:
-            self._checkin(waiter.call, lease)
-
-    def _checkin(self, call: Call, lease: _Lease) -> None:
-        with self._lock:
-            lease.busy = False
-            if call.timeout is not None:
-                self._deadlines.pop(call.id, None)
-            if call.timed_out:
-                # Its process is being killed; the slot comes back with the next one.
-                deferred: list[Command] = []
-            else:
-                deferred = self._settle(
-                    self._machine.finished(lease.runner, lease.slot)
-                )
-        self._carry_out(deferred)
-
-    def _broken(self, call: Call, lease: _Lease) -> None:
-        """The link is of no use any more; end its process, whatever it does."""
-        lease.link.close()
-        with self._lock:
-            self._deadlines.pop(call.id, None)
-        self._backend.kill_slot(lease.runner, lease.slot)
-
-    def _cause(
-        self, call: Call, lease: _Lease, error: LinkError, *, started: bool
-    ) -> FlameError:
-        """Say why a link ended, as far as the backend comes to know it."""
-        if call.timed_out:
-            return CallTimeout("run", call.timeout or 0.0)
-        if isinstance(error, MalformedFrame):
-            return RunnerLost(lease.runner, "Unknown", f"bad bytes: {error}", started)
-        key = (lease.runner, lease.generation)
-        with self._lock:
-            self._told.wait_for(lambda: key in self._ends, CAUSE_SECONDS)
-            known = self._ends.pop(key, None)
-        if isinstance(known, RunnerLost):
-            return known.seen_by_call(started=started)
-        return known or RunnerLost(lease.runner, "Unknown", str(error), started)
-
-    # ------------------------------------------------------------------ commands
-
-    def _settle(self, commands: list[Command]) -> list[Command]:
-        """Carry out what is due under the lock; return what has to wait for its end."""
-        deferred: list[Command] = []
-        for command in commands:
-            if isinstance(command, Assign):
-                waiter = self._waiters.pop(command.call)
-                waiter.lease = self._links[command.runner, command.slot]
-                waiter.lease.busy = True
-                waiter.lock.release()
-            elif isinstance(command, Fail):
-                failed = self._waiters.pop(command.call, None)
-                if failed is not None:
-                    failed.error = command.error
-                    failed.lock.release()
-            else:
-                deferred.append(command)
-        return deferred
-
-    def _carry_out(self, commands: list[Command]) -> None:
-        for command in commands:
-            if isinstance(command, Boot):
-                self._backend.boot(command.runner)
-            elif isinstance(command, OpenSlot):
-                self._backend.open_slot(command.runner, command.slot)
-            elif isinstance(command, End):
-                self._backend.end(command.runner, 0.0)
-
-    def _open(self) -> None:
-        """Start the backend with the first call; holds the lock."""
-        self._require_open()
-        if not self._opened:
-            self._backend.open(self._spec, self)
-            self._opened = True
-
-    def _require_open(self) -> None:
-        if self._closed:
-            msg = f"pool {self._spec.name} was shut down"
-            raise PoolClosed(msg)
-
-    # ------------------------------------------------------------------ Sink
-
-    def ready(self, info: RunnerInfo) -> None:
-        """A runner is ready."""
-        with self._lock:
-            self._infos[info.runner] = info
-            deferred = self._settle(self._machine.ready(info.runner))
-        self._carry_out(deferred)
-
-    def slot_opened(self, runner: str, slot: int, link: Link) -> None:
-        """A slot is open."""
-        with self._lock:
-            if self._closed or runner not in self._machine.runners:
-                link.close()
-                return
-            lease = _Lease(runner, slot, link, next(self._generation))
-            self._links[runner, slot] = lease
-            deferred = self._settle(self._machine.slot_opened(runner, slot))
-        self._carry_out(deferred)
-
-    def slot_ended(
-        self, runner: str, slot: int, exit_code: int | None, signal: int | None
-    ) -> None:
-        """A slot's process ended; whoever holds its link learns why."""
-        with self._lock:
-            lease = self._links.pop((runner, slot), None)
-            if lease is not None:
-                self._tell_end(lease, CallCrashed(runner, exit_code, signal))
-            deferred = self._settle(self._machine.slot_ended(runner, slot))
-        self._carry_out(deferred)
-
-    def boot_failed(self, runner: str, error: BootError) -> None:
-        """A boot failed."""
-        with self._lock:
-            now = time.monotonic()
-            deferred = self._settle(self._machine.boot_failed(runner, error, now))
-            self._ensure_keeper()
-        self._carry_out(deferred)
-
-    def lost(self, runner: str, error: RunnerLost) -> None:
-        """A runner is gone; its callers learn why."""
-        with self._lock:
-            for key in [key for key in self._links if key[0] == runner]:
-                self._tell_end(self._links.pop(key), error)
-            deferred = self._settle(self._machine.lost(runner, time.monotonic()))
-        self._carry_out(deferred)
-
-    def phase(self, runner: str, phase: str, detail: str) -> None:
-        """A boot moved on; nobody listens in this version."""
-
-    def _tell_end(self, lease: _Lease, error: FlameError) -> None:
-        """End a link; whoever reads it will ask why. Holds the lock."""
-        if lease.busy:
-            self._ends[lease.runner, lease.generation] = error
-            lease.link.shutdown()
-            self._told.notify_all()
-        else:
-            lease.link.close()
-
-    # ------------------------------------------------------------------ deadlines
-
-    def _arm(self, call: Call, deadline: float) -> None:
-        with self._lock:
-            self._deadlines[call.id] = (deadline, call)
-            self._ensure_keeper()
-
-    def _ensure_keeper(self) -> None:
-        """Start or wake the keeper; holds the lock."""
-        if self._keeper is None and not self._closed:
-            self._keeper = threading.Thread(
-                target=self._keep, name=f"flame-keeper-{self._spec.name}", daemon=True
-            )
-            self._keeper.start()
-        else:
-            self._alarm.notify()
-
-    def _keep(self) -> None:
-        while True:
-            with self._lock:
-                if self._closed:
-                    return
-                now = time.monotonic()
-                late = [call for at, call in self._deadlines.values() if at <= now]
-                for call in late:
-                    self._late(call, now)
-                deferred = self._settle(self._machine.tick(now))
-                if not late and not deferred:
-                    self._alarm.wait(self._until_next(now))
-            for call in late:
-                self._backend.kill_slot(call.lease.runner, call.lease.slot)
-            self._carry_out(deferred)
-
-    def _late(self, call: Call, now: float) -> None:
-        """First have the process killed, then cut the link; holds the lock."""
-        if call.timed_out:
-            del self._deadlines[call.id]
-            call.lease.link.shutdown()
-        else:
-            call.timed_out = True
-            self._deadlines[call.id] = (now + LAST_RESORT_SECONDS, call)
-
-    def _until_next(self, now: float) -> float | None:
-        moments = [at for at, _ in self._deadlines.values()]
-        tick = self._machine.next_tick()
-        if tick is not None:
-            moments.append(tick)
-        return max(0.0, min(moments) - now) if moments else None
+            call = self._new_call(fn, args, kwargs, timeout, queue_timeout)
+        except (NotSerializable, PayloadTooLarge) as error:
+            # As every executor: what is wrong with a call is on its future.
+            return self._engine.failed(error)
+        return self._engine.submit(call)
 
     # ------------------------------------------------------------------ end
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - signature of the base
-        """Take no more calls; end all runners.
+        """Take no more calls; end all runners when the calls are done.
 
         Args:
-            wait: Let submitted calls finish first. False ends them.
-            cancel_futures: Cancel what has not started.
+            wait: Return when that has happened. False returns at once, and the rest
+                happens beside the program; at its exit within shutdown_timeout.
+            cancel_futures: Cancel what was submitted and has not started.
         """
-        with self._lock:
-            workers = self._workers
-        if workers is not None:
-            workers.close(cancel_futures=cancel_futures)
-            if wait:
-                workers.join()
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._settle([c for c in self._machine.close() if isinstance(c, Fail)])
-            self._alarm.notify_all()
-            leases = list(self._links.values())
-            self._links.clear()
-            opened = self._opened
-        for lease in leases:
-            lease.link.shutdown()
-        if opened:
-            self._backend.close(0.0)
-        if self._keeper is not None and self._keeper is not threading.current_thread():
-            self._keeper.join()
-        if workers is not None:
-            workers.join()
-        for lease in leases:
-            lease.link.close()
+        self._engine.refuse(cancel_futures=cancel_futures)
+        if wait:
+            self._collected.detach()
+            self._engine.finish(None)
+        else:
+            self._collected()
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        """Shut down; after an exception, what has not started is cancelled."""
-        self.shutdown(wait=True, cancel_futures=kind is not None)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> Literal[False]:
+        """Shut down; without waiting for calls when the program is being ended."""
+        if kind is None or issubclass(kind, Exception):
+            self.shutdown(wait=True)
+        else:
+            # Ctrl-C, sys.exit: nobody will collect the results.
+            self._end(0.0)
+        return False
+
+    def _end(self, seconds: float) -> None:
+        self._collected.detach()
+        self._engine.refuse(cancel_futures=seconds <= 0)
+        self._engine.finish(seconds)
 
     def _after_fork(self) -> None:
-        """In a forked child: an unstarted pool; the parent's runners are its own."""
-        backend = self._backend
-        self._reset()
-        fresh = getattr(backend, "after_fork", None)
-        if fresh is not None:
-            fresh()
+        self._collected.detach()
+        self._engine.after_fork()
+        # Another process' pool: its runners must not be taken for the parent's.
+        self._spec = replace(self._spec, instance=fresh_instance())
+        self._begin()
 
 
 class Options:
@@ -634,12 +277,14 @@ class Options:
         self, pool: Pool, timeout: float | None, queue_timeout: float | None
     ) -> None:
         self._pool = pool
-        self._limits = (timeout, queue_timeout)
+        self._timeout = limit_seconds("timeout", timeout)
+        self._queue_timeout = limit_seconds("queue_timeout", queue_timeout)
 
     def call(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """As `Pool.call`."""
         pool = self._pool
-        result: T = pool._run(pool._new_call(fn, args, kwargs, *self._limits))  # noqa: SLF001 - two halves
+        call = pool._new_call(fn, args, kwargs, self._timeout, self._queue_timeout)  # noqa: SLF001 - two halves
+        result: T = pool._engine.run(call)  # noqa: SLF001
         return result
 
     def submit(
@@ -647,29 +292,30 @@ class Options:
     ) -> FlameFuture[T]:
         """As `Pool.submit`."""
         pool = self._pool
-        return pool._submit(pool._new_call(fn, args, kwargs, *self._limits))  # noqa: SLF001
+        return pool._submit(fn, args, kwargs, self._timeout, self._queue_timeout)  # noqa: SLF001
 
 
-def _require_reply(frame: Frame, call: Call) -> None:
-    if frame.call_id != call.id or frame.kind not in {Kind.RESULT, Kind.ERROR}:
-        msg = f"{frame.kind.name} of call {frame.call_id}"
-        raise MalformedFrame(msg)
+def _finish_soon(engine: Engine) -> None:
+    """Let a pool's calls finish and end it, beside the program."""
+    engine.refuse(cancel_futures=False)
+    with suppress(RuntimeError):  # the interpreter is exiting, which ends it as well
+        threading.Thread(target=engine.finish, args=[None], daemon=True).start()
 
 
-def _suffix() -> str:
-    return "".join(secrets.choice(_SUFFIX) for _ in range(8))
-
-
-def _shut_down_all() -> None:
-    for pool in list(_pools):
+def _end_all() -> None:
+    """At exit: let calls finish for a while, unless the user has had enough."""
+    interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
+    for engine in list(engines.started):
+        engine.refuse(cancel_futures=interrupted)
         with suppress(Exception):
-            pool.shutdown(wait=False, cancel_futures=True)
+            engine.finish(0.0 if interrupted else engine.shutdown_timeout)
 
 
 def _fork_all() -> None:
+    engines.started.clear()
     for pool in list(_pools):
         pool._after_fork()  # noqa: SLF001 - the module's own class
 
 
-atexit.register(_shut_down_all)
+atexit.register(_end_all)
 os.register_at_fork(after_in_child=_fork_all)

@@ -9,18 +9,116 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from flame_backend.errors import ConfigurationError
+from flame_backend.runner.chunks import run_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from flame_backend.pool.calls import FlameFuture
 
-def run_chunk(fn: Callable[..., Any], rows: list[tuple[Any, ...]]) -> list[Any]:
-    """Run a function over a few rows; on the runner."""
-    return [fn(*row) for row in rows]
+    Submit = Callable[..., FlameFuture[Any]]
+
+
+class Mapping:
+    """One map: pulls inputs as results are taken.
+
+    Args:
+        submit: The pool's.
+        fn: What to run.
+        rows: Inputs, a tuple of arguments each.
+        chunksize: Inputs sent to a runner at a time.
+        buffersize: Chunks in flight.
+    """
+
+    def __init__(
+        self,
+        submit: Submit,
+        fn: Callable[..., Any],
+        rows: Iterator[tuple[Any, ...]],
+        *,
+        chunksize: int,
+        buffersize: int,
+    ) -> None:
+        if chunksize < 1:
+            raise ConfigurationError("chunksize", "at least 1")
+        if buffersize < 1:
+            raise ConfigurationError("buffersize", "at least 1")
+        self._submit = submit
+        self._fn = fn
+        self._rows = rows
+        self._chunksize = chunksize
+        self._size = buffersize
+        self._window: deque[FlameFuture[Any]] = deque()
+        # As every executor's map: work starts now, not with the first result.
+        self._fill()
+
+    def results(
+        self, timeout: float | None, *, ordered: bool, return_exceptions: bool
+    ) -> Iterator[Any]:
+        """Return the results; `timeout` counts from now."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return self._results(
+            deadline, ordered=ordered, return_exceptions=return_exceptions
+        )
+
+    def _fill(self) -> None:
+        """Submit chunks until the window is full or the input is at its end."""
+        while len(self._window) < self._size:
+            chunk = list(itertools.islice(self._rows, self._chunksize))
+            if not chunk:
+                return
+            if self._chunksize == 1:
+                self._window.append(self._submit(self._fn, *chunk[0]))
+            else:
+                self._window.append(self._submit(run_chunk, self._fn, chunk))
+
+    def _results(
+        self, deadline: float | None, *, ordered: bool, return_exceptions: bool
+    ) -> Iterator[Any]:
+        try:
+            while self._window:
+                future = self._next(deadline, ordered=ordered)
+                error = future.exception()
+                if error is None:
+                    result = future.result()
+                elif return_exceptions and isinstance(error, Exception):
+                    result = error
+                else:
+                    raise error
+                self._fill()
+                # Nothing here keeps a result alive while the caller has it.
+                del future, error
+                if self._chunksize == 1:
+                    yield result
+                else:
+                    yield from result
+                del result
+        finally:
+            for future in self._window:
+                future.cancel()
+
+    def _next(self, deadline: float | None, *, ordered: bool) -> FlameFuture[Any]:
+        """Take the next future out of the window, when it is done.
+
+        Raises:
+            TimeoutError: The deadline passed.
+        """
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if ordered:
+            self._window[0].exception(left)
+            return self._window.popleft()
+        done, _ = concurrent.futures.wait(
+            self._window, left, concurrent.futures.FIRST_COMPLETED
+        )
+        if not done:
+            raise TimeoutError
+        found = next(future for future in self._window if future in done)
+        self._window.remove(found)
+        return found
 
 
 def mapped(
-    submit: Callable[..., Any],
+    submit: Submit,
     fn: Callable[..., Any],
     rows: Iterator[tuple[Any, ...]],
     *,
@@ -30,67 +128,11 @@ def mapped(
     ordered: bool,
     return_exceptions: bool,
 ) -> Iterator[Any]:
-    """Yield results; submit a new chunk whenever one was taken."""
-    if chunksize < 1:
-        raise ConfigurationError("chunksize", "at least 1")
+    """Start a map and return its results."""
     if return_exceptions and chunksize > 1:
         reason = "with return_exceptions each input is a chunk of its own"
         raise ConfigurationError("chunksize", reason)
-    deadline = None if timeout is None else time.monotonic() + timeout
-    chunks = iter(lambda: list(itertools.islice(rows, chunksize)), [])
-
-    def next_future() -> Any:
-        chunk = next(chunks, None)
-        return None if chunk is None else submit(run_chunk, fn, chunk)
-
-    return _taken(
-        next_future,
-        buffersize,
-        deadline,
-        ordered=ordered,
-        return_exceptions=return_exceptions,
+    mapping = Mapping(submit, fn, rows, chunksize=chunksize, buffersize=buffersize)
+    return mapping.results(
+        timeout, ordered=ordered, return_exceptions=return_exceptions
     )
-
-
-def _taken(
-    next_future: Callable[[], Any],
-    size: int,
-    deadline: float | None,
-    *,
-    ordered: bool,
-    return_exceptions: bool,
-) -> Iterator[Any]:
-    window: deque[Any] = deque()
-    try:
-        while True:
-            while len(window) < size and (future := next_future()) is not None:
-                window.append(future)
-            if not window:
-                return
-            future = window.popleft() if ordered else _first(window, deadline)
-            try:
-                yield from future.result(_left(deadline))
-            except concurrent.futures.TimeoutError:
-                raise
-            except Exception as error:
-                if not return_exceptions:
-                    raise
-                yield error
-    finally:
-        for future in window:
-            future.cancel()
-
-
-def _first(window: deque[Any], deadline: float | None) -> Any:
-    done, _ = concurrent.futures.wait(
-        window, _left(deadline), concurrent.futures.FIRST_COMPLETED
-    )
-    if not done:
-        raise TimeoutError
-    future = next(iter(done))
-    window.remove(future)
-    return future
-
-
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())

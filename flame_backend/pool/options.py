@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import secrets
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 BOOT_TIMEOUT: Final = 120.0
 SHUTDOWN_TIMEOUT: Final = 25.0
 BACKEND_VARIABLE: Final = "FLAME_BACKEND"
+CONCURRENCY: Final = 1024
+BODY_BYTES: Final = 2**32 - 1
 
 # The name becomes part of pod names and a label's value (RFC 1123 label).
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?\Z")
@@ -40,23 +43,25 @@ def pool_spec(  # noqa: PLR0913 - one argument for each option
     Raises:
         ConfigurationError: Names the option and its rule.
     """
-    if not _NAME.match(name):
+    if not isinstance(name, str) or not _NAME.match(name):
         reason = "1 to 40 lower-case letters, digits and inner hyphens (a DNS label)"
         raise ConfigurationError("name", reason)
-    _positive("max_concurrency", max_concurrency)
-    _positive("boot_timeout", boot_timeout)
-    _positive("max_result", max_result)
-    _positive("max_payload", max_payload)
-    if shutdown_timeout < 0:
-        raise ConfigurationError("shutdown_timeout", "seconds, 0 or more")
+    _count("max_concurrency", max_concurrency, CONCURRENCY)
+    _seconds("boot_timeout", boot_timeout)
+    _seconds("shutdown_timeout", shutdown_timeout)
+    # The length of a frame's body is a field of 32 bits.
+    _count("max_result", max_result, BODY_BYTES)
+    _count("max_payload", max_payload, BODY_BYTES)
     if results not in {"data", "pickle"}:
         raise ConfigurationError("results", 'must be "data" or "pickle"')
     for kind in result_types:
         if not isinstance(kind, type):
             raise ConfigurationError("result_types", f"{kind!r} is no class")
+    if isinstance(preload, str) or not all(isinstance(m, str) for m in preload):
+        raise ConfigurationError("preload", "a list of module names")
     return PoolSpec(
         name=name,
-        instance=secrets.token_hex(8),
+        instance=fresh_instance(),
         slots=max_concurrency,
         boot_timeout=boot_timeout,
         shutdown_timeout=shutdown_timeout,
@@ -68,9 +73,32 @@ def pool_spec(  # noqa: PLR0913 - one argument for each option
     )
 
 
-def _positive(option: str, value: float) -> None:
-    if not value > 0:
-        raise ConfigurationError(option, "must be more than 0")
+def fresh_instance() -> str:
+    """Return the identity of a new pool object."""
+    return secrets.token_hex(8)
+
+
+def limit_seconds(option: str, seconds: float | None) -> float | None:
+    """Check a limit in seconds; None is no limit.
+
+    Raises:
+        ConfigurationError: It is no number above 0.
+    """
+    if seconds is not None:
+        _seconds(option, seconds)
+    return seconds
+
+
+def _seconds(option: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigurationError(option, "a number of seconds")
+    if not 0 < value < math.inf:
+        raise ConfigurationError(option, "seconds, more than 0 and not endless")
+
+
+def _count(option: str, value: int, most: int) -> None:
+    if type(value) is not int or not 0 < value <= most:
+        raise ConfigurationError(option, f"a whole number, 1 to {most}")
 
 
 def default_backend() -> Backend:
@@ -80,8 +108,8 @@ def default_backend() -> Backend:
         ConfigurationError: $FLAME_BACKEND names none.
     """
     chosen = os.environ.get(BACKEND_VARIABLE)
-    if chosen is None:
-        in_pod = "KUBERNETES_SERVICE_HOST" in os.environ
+    if not chosen:
+        in_pod = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
         chosen = "kubernetes" if in_pod else "local"
     if chosen == "kubernetes":
         from flame_backend.backends.kubernetes.backend import KubernetesBackend

@@ -18,6 +18,7 @@ EXIT_USAGE = 64
 
 def main() -> int:
     """Run the agent; return its exit code."""
+    _open_standard_streams()
     text = os.environ.get(VARIABLE)
     if text is None:
         print(f"{VARIABLE} is not set: runners are started by a pool", file=sys.stderr)
@@ -29,6 +30,7 @@ def main() -> int:
         return EXIT_USAGE
     remember(parent)
     ours, theirs = socket.socketpair()
+    agent = os.getpid()
     pid = os.fork()
     if pid == 0:
         ours.close()
@@ -36,11 +38,18 @@ def main() -> int:
             os.close(parent.fd)
         from flame_backend.runner.zygote import run_zygote
 
-        run_zygote(theirs, parent)
+        run_zygote(theirs, parent, agent)
     theirs.close()
     from flame_backend.runner.agent import Agent
 
     return Agent(parent, ours, pid).run()
+
+
+def _open_standard_streams() -> None:
+    """Have descriptors 0 to 2 taken, or a socket gets one and a print goes into it."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,11 @@ app, so it answers while that code hogs the interpreter or the machine. It ends 
 the parent is gone, and takes the zygote, all slots and what they started along.
 
 Exit codes: 0 ended by its parent, 10 no parent in time, 11 refused, 13 the app failed
-to load, 14 parent lost, 143 SIGTERM after draining.
+to load, 14 parent lost, 15 zygote lost, 143 SIGTERM after draining.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import select
@@ -22,13 +21,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.errors import LinkUnauthenticated, MalformedFrame
-from flame_backend.wire.frames import (
-    CONTROL_LIMITS,
-    FrameDecoder,
-    Kind,
-    Limits,
-    pack_frame,
-)
+from flame_backend.runner.control import Control
+from flame_backend.runner.processes import adopt_orphans, descendants
+from flame_backend.wire.frames import CONTROL_LIMITS, FrameDecoder, Kind, pack_frame
 
 if TYPE_CHECKING:
     from flame_backend.runner.parent import Parent
@@ -39,14 +34,18 @@ EXIT_FAILSAFE: Final = 10
 EXIT_REFUSED: Final = 11
 EXIT_IMPORT: Final = 13
 EXIT_PARENT_LOST: Final = 14
+EXIT_ZYGOTE_LOST: Final = 15
 EXIT_TERMINATED: Final = 143
 
 HEARTBEAT_SECONDS: Final = 5.0
 DEAD_SECONDS: Final = 30.0
 DIAL_PAUSE_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
+SHUTDOWN_SECONDS: Final = 25.0
+"""Until WELCOME says how long calls may take to finish after SIGTERM."""
 
-# WELCOME carries the pool's setup, classes of the main script included.
-_WELCOME_LIMITS: Final = Limits(64 * 1024 * 1024)
+END_SECONDS: Final = 3.0
+"""How long processes may take to go after SIGKILL; only the kernel can delay it."""
+
 _READ_BYTES: Final = 64 * 1024
 
 
@@ -57,13 +56,16 @@ class Agent:
         self._parent = parent
         self._zygote = zygote
         self._zygote_pid = zygote_pid
-        self._control: Any = None
-        self._descriptors: list[int] = []
+        self._control = Control(parent)
+        self._poll = select.poll()
         self._exit: int | None = None
         self._welcomed = False
-        self._heard = time.monotonic()
+        self._refused = False
+        self._failsafe_at = time.monotonic() + parent.failsafe
+        self._guard = -1
         self._beat = 0.0
-        self._terminate_at: float | None = None
+        self._grace = SHUTDOWN_SECONDS
+        self._terminate: tuple[float, str, int] | None = None
 
     def run(self) -> int:
         """Serve until the end; return the exit code."""
@@ -74,118 +76,127 @@ class Agent:
         # PID 1 ignores signals without a handler.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
+        self._wakeup = wakeup
         try:
-            code = self._connect()
-            if code is None:
-                code = self._serve(wakeup)
+            self._poll.register(wakeup, select.POLLIN)
+            self._connect()
+            adopt_orphans()
+            self._guard = self._watch_parent()
+            self._poll.register(self._zygote, select.POLLIN)
+            self._serve()
         finally:
             self._end_all()
-        return code
+        return EXIT_PARENT_LOST if self._exit is None else self._exit
 
     # ------------------------------------------------------------------ start
 
-    def _connect(self) -> int | None:
-        """Open the control link and say HELLO; an exit code means it failed."""
-        if self._parent.transport == "fd":
-            self._control = socket.socket(fileno=self._parent.fd)
-            self._control.set_inheritable(False)
-        else:
-            code = self._dial()
-            if code is not None:
-                return code
-        self._control.sendall(pack_frame(Kind.HELLO, self._hello()))
-        self._control.setblocking(False)
-        return None
-
-    def _dial(self) -> int | None:
-        from flame_backend.runner.dial import dial
-
-        deadline = time.monotonic() + self._parent.failsafe
-        for attempt in range(10_000):
+    def _connect(self) -> None:
+        """Open the control link; try again until the failsafe ends the runner."""
+        attempt = 0
+        while self._exit is None:
             try:
-                self._control = dial(self._parent)
+                self._control.connect()
             except LinkUnauthenticated as error:
                 self._tell(str(error))
-                return EXIT_REFUSED
+                self._exit = EXIT_REFUSED
             except OSError as error:
-                if time.monotonic() > deadline:
-                    self._tell(f"the parent cannot be reached: {error}")
-                    return EXIT_FAILSAFE
-                time.sleep(DIAL_PAUSE_SECONDS[min(attempt, 4)])
+                self._pause(DIAL_PAUSE_SECONDS[min(attempt, 4)], str(error))
+                attempt += 1
             else:
-                return None
-        return EXIT_FAILSAFE
+                self._poll.register(self._control, select.POLLIN)
+                return
 
-    def _hello(self) -> bytes:
-        facts = {
-            "v": 1,
-            "runner": self._parent.runner,
-            "python": f"{sys.implementation.name}-"
-            f"{sys.version_info[0]}.{sys.version_info[1]}",
-            "pid": os.getpid(),
-        }
-        if self._parent.token_path:
-            with open(self._parent.token_path, encoding="ascii") as file:  # noqa: PTH123 - pathlib is not loaded before HELLO
-                facts["token"] = file.read().strip()
-        return json.dumps(facts).encode()
+    def _pause(self, seconds: float, reason: str) -> None:
+        """Wait before the next attempt; SIGTERM and the failsafe end the waiting."""
+        left = self._failsafe_at - time.monotonic()
+        if left <= 0 or self._parent.transport == "fd":
+            what = "refused this runner" if self._refused else "cannot be reached"
+            self._tell(f"the parent {what}: {reason}")
+            self._exit = EXIT_REFUSED if self._refused else EXIT_FAILSAFE
+            return
+        self._poll.poll(min(seconds, left) * 1000 + 1)
+        self._signals()
+        if self._terminate is not None:
+            self._exit = EXIT_TERMINATED
 
-    # ------------------------------------------------------------------ loop
+    def _reconnect(self) -> None:
+        """The parent closed before WELCOME: refused, or too busy; it never says."""
+        self._refused = True
+        self._poll.unregister(self._control)
+        self._control.close()
+        self._pause(DIAL_PAUSE_SECONDS[-1], "it closed the connection")
+        if self._exit is None:
+            self._connect()
 
-    def _serve(self, wakeup: socket.socket) -> int:
-        poll = select.poll()
-        for descriptor in (self._control, self._zygote, wakeup):
-            poll.register(descriptor, select.POLLIN)
-        guard = self._watch_parent(poll)
-        control = FrameDecoder(_WELCOME_LIMITS)
-        zygote = FrameDecoder(CONTROL_LIMITS)
-        while self._exit is None:
-            ready = {descriptor for descriptor, _ in poll.poll(self._wait_ms())}
-            if wakeup.fileno() in ready:
-                self._signals(wakeup.recv(4096))
-            if self._zygote.fileno() in ready:
-                self._from_zygote(zygote)
-            if self._control.fileno() in ready and self._exit is None:
-                self._from_parent(control)
-            if guard in ready:
-                self._exit = EXIT_PARENT_LOST
-            self._clock()
-        return self._exit
-
-    def _watch_parent(self, poll: select.poll) -> int:
+    def _watch_parent(self) -> int:
         """Watch a local parent's process: after its fork, EOF alone may never come."""
         if self._parent.transport != "fd" or not hasattr(os, "pidfd_open"):
             return -1
-        with suppress(OSError):
-            guard = os.pidfd_open(os.getppid())
-            poll.register(guard, select.POLLIN)
+        try:
+            guard = os.pidfd_open(self._parent.pid)
+        except ProcessLookupError:
+            self._exit = EXIT_PARENT_LOST
+        except OSError:
+            # An old kernel; EOF and silence remain.
+            return -1
+        else:
+            self._poll.register(guard, select.POLLIN)
             return guard
         return -1
 
+    # ------------------------------------------------------------------ loop
+
+    def _serve(self) -> None:
+        decoder = FrameDecoder(CONTROL_LIMITS)
+        while self._exit is None:
+            ready = {descriptor for descriptor, _ in self._poll.poll(self._wait_ms())}
+            if self._wakeup.fileno() in ready:
+                self._signals()
+            if self._zygote.fileno() in ready:
+                self._from_zygote(decoder)
+            if self._control.fileno() in ready and self._exit is None:
+                self._from_parent()
+            if self._guard in ready:
+                self._exit = EXIT_PARENT_LOST
+            if self._exit is None:
+                self._clock()
+
     def _wait_ms(self) -> float:
-        now = time.monotonic()
-        moments = [self._beat, self._heard + DEAD_SECONDS]
-        if self._terminate_at is not None:
-            moments.append(self._terminate_at)
-        return max(0.0, min(moments) - now) * 1000 + 1
+        moments = [self._beat]
+        if self._terminate is not None:
+            moments.append(self._terminate[0])
+        return max(0.0, min(moments) - time.monotonic()) * 1000 + 1
 
     def _clock(self) -> None:
         now = time.monotonic()
         if now >= self._beat:
             self._beat = now + HEARTBEAT_SECONDS
-            self._send(pack_frame(Kind.PING))
-        limit = DEAD_SECONDS if self._welcomed else self._parent.failsafe
-        if now > self._heard + limit:
-            self._exit = EXIT_PARENT_LOST if self._welcomed else EXIT_FAILSAFE
-        if self._terminate_at is not None and now >= self._terminate_at:
-            self._goodbye("terminated", EXIT_TERMINATED)
+            if self._welcomed:
+                self._control.send(Kind.PING)
+        if self._control.ended:
+            self._exit = EXIT_PARENT_LOST
+        elif not self._welcomed and now > self._failsafe_at:
+            self._tell("no parent has welcomed this runner in time")
+            self._exit = EXIT_FAILSAFE
+        elif self._welcomed and now > self._control.heard + DEAD_SECONDS:
+            self._exit = EXIT_PARENT_LOST
+        elif self._terminate is not None and now >= self._terminate[0]:
+            _, reason, code = self._terminate
+            self._goodbye(reason, code)
 
-    def _signals(self, numbers: bytes) -> None:
+    def _signals(self) -> None:
+        try:
+            numbers = self._wakeup.recv(4096)
+        except BlockingIOError:
+            return
         if signal.SIGCHLD in numbers:
             self._reap()
         # Ctrl-C reaches the whole group of a terminal; the parent decides about it.
-        if signal.SIGTERM in numbers and self._terminate_at is None:
-            self._send(pack_frame(Kind.DRAIN, b'{"reason":"SIGTERM"}'))
-            self._terminate_at = time.monotonic() + 25.0
+        if signal.SIGTERM in numbers and self._terminate is None:
+            at = time.monotonic() + self._grace
+            self._terminate = (at, "terminated", EXIT_TERMINATED)
+            if self._welcomed:
+                self._control.send(Kind.DRAIN, {"reason": "SIGTERM"})
 
     def _reap(self) -> None:
         with suppress(ChildProcessError):
@@ -193,116 +204,117 @@ class Agent:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     return
-                if pid == self._zygote_pid and self._exit is None:
+                if pid == self._zygote_pid:
                     self._zygote_pid = -1
-                    code = os.waitstatus_to_exitcode(status)
-                    self._goodbye(f"the zygote ended with {code}", EXIT_IMPORT)
+                    self._zygote_ended(os.waitstatus_to_exitcode(status))
+
+    def _zygote_ended(self, code: int) -> None:
+        if self._exit is not None:
+            return
+        if self._terminate is not None and code == EXIT_OK:
+            _, reason, exit_code = self._terminate
+            self._goodbye(reason, exit_code)
+        else:
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            self._goodbye(f"its zygote ended with {how}", EXIT_ZYGOTE_LOST)
 
     # ------------------------------------------------------------------ frames
 
-    def _from_parent(self, decoder: FrameDecoder) -> None:
-        for data in self._read_control():
-            if not data:
+    def _from_parent(self) -> None:
+        try:
+            frames = self._control.receive()
+        except MalformedFrame as error:
+            self._tell(str(error))
+            self._exit = EXIT_PARENT_LOST
+            return
+        for frame in frames:
+            self._obey(frame)
+        if self._control.ended and self._exit is None:
+            if self._welcomed or self._parent.transport == "fd":
                 self._exit = EXIT_PARENT_LOST if self._welcomed else EXIT_REFUSED
-                return
-            self._heard = time.monotonic()
-            try:
-                frames = decoder.feed(data)
-            except MalformedFrame as error:
-                self._tell(str(error))
-                self._exit = EXIT_PARENT_LOST
-                return
-            for frame in frames:
-                self._obey(frame)
-
-    def _read_control(self) -> list[bytes]:
-        """Read what has arrived; an empty part is the end."""
-        found: list[bytes] = []
-        while True:
-            try:
-                if self._parent.transport == "fd":
-                    data, descriptors, _, _ = socket.recv_fds(
-                        self._control, _READ_BYTES, 16
-                    )
-                    self._descriptors += descriptors
-                    for descriptor in descriptors:
-                        os.set_inheritable(descriptor, False)
-                else:
-                    data = self._control.recv(_READ_BYTES)
-            except BlockingIOError:
-                return found
-            except OSError as error:
-                # SSLWantReadError is an OSError without being a BlockingIOError.
-                if type(error).__name__ == "SSLWantReadError":
-                    return found
-                data = b""
-            found.append(data)
-            if not data:
-                return found
+            else:
+                self._reconnect()
 
     def _obey(self, frame: Frame) -> None:
+        body = bytes(frame.body)
         if frame.kind is Kind.WELCOME:
             self._welcomed = True
-        if frame.kind is Kind.SHUTDOWN:
-            self._relay(frame)
-            grace = float(json.loads(bytes(frame.body)).get("grace", 0.0))
-            self._terminate_at = time.monotonic() + grace
-            if grace <= 0:
-                self._goodbye("shutdown", EXIT_OK)
-        elif frame.kind in {Kind.WELCOME, Kind.OPEN_SLOT, Kind.KILL_SLOT}:
-            self._relay(frame)
+            facts = json.loads(body[: body.index(b"\n")])
+            self._grace = float(facts["shutdown_timeout"])
+        elif frame.kind is Kind.SHUTDOWN:
+            grace = float(json.loads(body)["grace"])
+            code = EXIT_OK if self._terminate is None else self._terminate[2]
+            self._terminate = (time.monotonic() + grace, "shutdown", code)
+        elif frame.kind not in {Kind.OPEN_SLOT, Kind.KILL_SLOT}:
+            return
+        self._relay(frame.kind, body)
 
-    def _relay(self, frame: Frame) -> None:
-        data = pack_frame(frame.kind, bytes(frame.body))
-        with suppress(BrokenPipeError):
-            if frame.kind is Kind.OPEN_SLOT and self._descriptors:
-                descriptor = self._descriptors.pop(0)
-                socket.send_fds(self._zygote, [data], [descriptor])
-                os.close(descriptor)
+    def _relay(self, kind: Kind, body: bytes) -> None:
+        data = pack_frame(kind, body)
+        # A zygote that is gone is told of by its end.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            if kind is Kind.OPEN_SLOT and self._control.descriptors:
+                descriptor = self._control.descriptors.popleft()
+                try:
+                    socket.send_fds(self._zygote, [data], [descriptor])
+                finally:
+                    os.close(descriptor)
             else:
                 self._zygote.sendall(data)
 
     def _from_zygote(self, decoder: FrameDecoder) -> None:
-        data = self._zygote.recv(_READ_BYTES)
+        try:
+            data = self._zygote.recv(_READ_BYTES)
+        except ConnectionResetError:
+            data = b""
         if not data:
+            # Its end follows; until then this socket would be ready forever.
+            self._poll.unregister(self._zygote)
             self._reap()
             return
         for frame in decoder.feed(data):
-            self._send(pack_frame(frame.kind, bytes(frame.body)))
+            body = bytes(frame.body)
+            self._control.send_frame(frame.kind, body)
             if frame.kind is Kind.FAILED:
+                # The class alone: who may read a pod's status may not read its log.
+                self._tell(f"the app failed to load: {_class_named(body)}")
                 self._exit = EXIT_IMPORT
 
-    def _send(self, data: bytes) -> None:
-        """Send a control frame; frames are small and rare, so waiting is fine."""
-        view = memoryview(data)
-        deadline = time.monotonic() + HEARTBEAT_SECONDS
-        while view and self._exit is None:
-            try:
-                view = view[self._control.send(view) :]
-            except OSError as error:
-                again = error.errno == errno.EAGAIN or "Want" in type(error).__name__
-                if not again or time.monotonic() > deadline:
-                    self._exit = EXIT_PARENT_LOST
-                    return
-                select.select([], [self._control], [], 0.1)
-
     def _goodbye(self, reason: str, code: int) -> None:
-        self._send(pack_frame(Kind.GOODBYE, json.dumps({"reason": reason}).encode()))
+        self._control.send(Kind.GOODBYE, {"reason": reason})
         self._exit = code
 
     # ------------------------------------------------------------------ end
 
     def _end_all(self) -> None:
-        """End the zygote and every process of its group."""
+        """End the zygote, the slots, and whatever they started.
+
+        Orphans become this process' children, so when it has none left, nothing is.
+        """
         self._zygote.close()
+        deadline = time.monotonic() + END_SECONDS
+        while time.monotonic() < deadline:
+            for pid in descendants(os.getpid()):
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:
+                return
+            time.sleep(0.001)
         if self._zygote_pid > 0:
-            with suppress(ProcessLookupError):
-                os.killpg(self._zygote_pid, signal.SIGKILL)
-            with suppress(ChildProcessError):
-                os.waitpid(self._zygote_pid, 0)
+            # Where there is no /proc, it has ended its slots when its socket closed.
+            os.kill(self._zygote_pid, signal.SIGKILL)
 
     def _tell(self, text: str) -> None:
         """Leave a last word for the log and, in a pod, for its status."""
         print(f"flame_backend.runner: {text}", file=sys.stderr, flush=True)
-        with suppress(OSError), open("/dev/termination-log", "a") as file:  # noqa: PTH123 - as above
-            file.write(text[:1024])
+        if self._parent.transport == "tls":
+            with suppress(OSError), open("/dev/termination-log", "a") as file:  # noqa: PTH123 - as above
+                file.write(text[:1024])
+
+
+def _class_named(body: bytes) -> str:
+    facts: dict[str, Any] = json.loads(body)
+    return str(facts["reason"]).partition(":")[0][:100]

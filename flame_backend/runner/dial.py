@@ -6,7 +6,6 @@ the address that was dialled, and it is byte for byte the one in FLAME_PARENT.
 
 from __future__ import annotations
 
-import hmac
 import socket
 from typing import TYPE_CHECKING, Final
 
@@ -26,18 +25,17 @@ def dial(parent: Parent) -> ssl.SSLSocket:
 
     Raises:
         LinkUnauthenticated: Whoever answers is not the parent. Never tried again.
-        OSError: No address answers.
+        OSError: No address answers, or the parent was too busy for a handshake.
     """
     failure: OSError = ConnectionError("no address of the parent is known")
     for address in parent.addresses:
         try:
             raw = socket.create_connection((address, parent.port), CONNECT_SECONDS)
+            # Before the handshake: tickets and delayed ACKs would cost 40 ms later.
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return _handshake(raw, address, parent)
         except OSError as error:
             failure = error
-            continue
-        # Before the handshake: tickets and delayed ACKs would cost 40 ms later.
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return _handshake(raw, address, parent)
     raise failure
 
 
@@ -51,12 +49,16 @@ def _handshake(raw: socket.socket, address: str, parent: Parent) -> ssl.SSLSocke
     context.set_alpn_protocols([ALPN])
     try:
         tls = context.wrap_socket(raw, server_hostname=address)
-    except ssl.SSLError as error:
+    except ssl.SSLCertVerificationError as error:
         raw.close()
-        msg = f"whoever answers at {address} is not the parent ({error.reason})"
+        msg = f"whoever answers at {address} is not the parent ({error.verify_message})"
         raise LinkUnauthenticated(msg) from error
+    except OSError:
+        # The parent ends strangers' connections when it has too many of them.
+        raw.close()
+        raise
     pinned = ssl.PEM_cert_to_DER_cert(parent.certificate)
-    if not hmac.compare_digest(tls.getpeercert(binary_form=True) or b"", pinned):
+    if tls.getpeercert(binary_form=True) != pinned:
         tls.close()
         msg = f"the certificate at {address} is not the parent's"
         raise LinkUnauthenticated(msg)

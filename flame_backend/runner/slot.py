@@ -11,13 +11,13 @@ import faulthandler
 import os
 import socket
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.errors import LinkError, PayloadTooLarge, ResultNotSerializable
-from flame_backend.runner.dial import dial
 from flame_backend.wire.exceptions import encode_exception
 from flame_backend.wire.frames import Kind, Limits
-from flame_backend.wire.functions import dump_object, load_call
+from flame_backend.wire.functions import dump_object, load_call, load_object
 from flame_backend.wire.link import Link
 from flame_backend.wire.values import Encoded, encode
 
@@ -27,22 +27,20 @@ if TYPE_CHECKING:
 EXIT_OK: Final = 0
 EXIT_LINK: Final = 74
 
-EMPTY: Final[tuple[Any, ...]] = ()
+REFUSED: Final = "refused"
+"""Key of an ERROR body that is this package's own refusal of a result."""
 
 
 def run_slot(
     parent: Parent, setup: dict[str, Any], facts: dict[str, Any], descriptor: int
 ) -> int:
     """Serve calls until the parent closes the link; return the exit code."""
-    faulthandler.enable()
+    with suppress(Exception):
+        # Without standard error there is nowhere to tell.
+        faulthandler.enable()
     _close_stdin()
     try:
-        if parent.transport == "fd":
-            sock = socket.socket(fileno=descriptor)
-            sock.setblocking(True)
-        else:
-            sock = dial(parent)
-        link = Link(sock, Limits(setup["max_payload"]))
+        link = Link(_connected(parent, descriptor), Limits(setup["max_payload"]))
         link.send(Kind.TICKET, 0, bytes.fromhex(facts["ticket"]))
     except (OSError, LinkError) as error:
         print(f"flame_backend.runner: no link to the parent: {error}", file=sys.stderr)
@@ -50,7 +48,18 @@ def run_slot(
     return Slot(link, setup).serve()
 
 
+def _connected(parent: Parent, descriptor: int) -> socket.socket:
+    if parent.transport == "tls":
+        from flame_backend.runner.dial import dial
+
+        return dial(parent)
+    sock = socket.socket(fileno=descriptor)
+    sock.setblocking(True)
+    return sock
+
+
 def _close_stdin() -> None:
+    """What user code reads is the end of the file, never another call's input."""
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
@@ -64,6 +73,7 @@ class Slot:
         self._result_types = setup["result_types"]
         self._pickles = setup["results"] == "pickle"
         self._limit = setup["max_result"]
+        self._pid = os.getpid()
 
     def serve(self) -> int:
         """Take calls until the link ends."""
@@ -74,7 +84,11 @@ class Slot:
                 if kind is not Kind.CALL:
                     return EXIT_LINK
                 answer, encoded = self._answer(body)
+                if os.getpid() != self._pid:
+                    # User code forked and came back in both; the link is the other's.
+                    os._exit(EXIT_OK)
                 link.send(answer, call_id, encoded.body, encoded.segments)
+                _flush_output()
         except LinkError:
             return EXIT_OK
 
@@ -86,11 +100,21 @@ class Slot:
             finally:
                 if type(body) is not bytes:
                     body.finish()
-            value = function(*args, **kwargs)
-            return Kind.RESULT, self._encoded(value)
         except LinkError:
             raise
+        except BaseException as error:  # noqa: BLE001 - what user classes raise while they load
+            return Kind.ERROR, self._failure(error)
+        try:
+            value = function(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - the one catch-all, around the user's function
+            return Kind.ERROR, self._failure(error)
+        # Not in the frame above: arguments may be large, and are done with.
+        del function, args, kwargs, body
+        try:
+            return Kind.RESULT, self._encoded(value)
+        except (ResultNotSerializable, PayloadTooLarge) as error:
+            return Kind.ERROR, _refusal(error)
+        except BaseException as error:  # noqa: BLE001 - what user classes raise while they are encoded
             return Kind.ERROR, self._failure(error)
 
     def _encoded(self, value: object) -> Encoded:
@@ -105,18 +129,21 @@ class Slot:
         return Encoded(body, [])
 
     def _failure(self, error: BaseException) -> Encoded:
-        # Our own refusals of the result keep their class: the parent's table of
-        # exceptions has no way to make them, so they are told by name.
         encoded = encode_exception(error, result_types=self._result_types)
         if self._pickles:
             encoded.segments.append(_pickled(error))
         return encoded
 
 
+def _refusal(error: ResultNotSerializable | PayloadTooLarge) -> Encoded:
+    """Tell our own refusal of a result; the parent makes the error itself."""
+    if isinstance(error, PayloadTooLarge):
+        return encode({REFUSED: "size", "size_bytes": error.size_bytes})
+    return encode({REFUSED: "type", "text": str(error)[:2048]})
+
+
 def _pickled(error: BaseException) -> bytes:
     """Pickle an exception and prove that it comes back; b"" when it does not."""
-    from flame_backend.wire.functions import load_object
-
     if not isinstance(error, Exception):
         return b""
     try:
@@ -125,3 +152,10 @@ def _pickled(error: BaseException) -> bytes:
     except Exception:  # noqa: BLE001 - exceptions with odd constructors
         return b""
     return body
+
+
+def _flush_output() -> None:
+    """Prints appear when their call ends, not when a buffer is full."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()

@@ -42,7 +42,6 @@ from flame_backend.errors import (
     VersionSkew,
 )
 from flame_backend.runner.parent import Parent
-from flame_backend.wire.link import Link
 
 if TYPE_CHECKING:
     import ssl
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
 
     from flame_backend.backends.base import PoolSpec, Sink
     from flame_backend.backends.kubernetes.manifest import Manifest
+    from flame_backend.wire.link import Link
 
 logger = logging.getLogger("flame_backend.kubernetes")
 
@@ -218,6 +218,16 @@ class KubernetesBackend:
         self._hub.close()
         if self._given_session is None:
             self._session.close()
+
+    def after_fork(self) -> None:
+        """In a forked child: forget the parent's runners, and close its copies."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.after_fork()
+            self._hub.after_fork()
+        self._lock = threading.Lock()
+        self._boots = {}
+        self._closed = False
 
     def describe(self) -> dict[str, Any]:
         """Return facts for status()."""
@@ -438,11 +448,9 @@ class KubernetesBackend:
         self._hub.adopt(runner, sock, passes=False)
 
     def _slot_connected(self, ticket: bytes, sock: ssl.SSLSocket) -> None:
-        claimed = self._hub.claim_ticket(ticket)
-        if claimed is None:
+        if not self._hub.slot_connected(ticket, sock):
             msg = "no such ticket, or an old one"
             raise LinkUnauthenticated(msg)
-        self.slot_opened(*claimed, Link(sock, self._hub.slot_limits))
 
     # ------------------------------------------------------------------ hub events
 
@@ -470,6 +478,10 @@ class KubernetesBackend:
         if boot is not None:
             error = AppImportError(agent, phase, reason, log)
             self._workers.submit(self._fail, boot, error)
+
+    def agent_draining(self, agent: str, reason: str) -> None:
+        """The kubelet ends the pod: its calls may finish, no more go there."""
+        self._sink.draining(agent, reason)
 
     def agent_gone(self, agent: str, reason: str, *, expected: bool) -> None:
         """The control link ended; find out why in a worker."""

@@ -90,6 +90,12 @@ class Listener:
         for sock in waiting:
             _cut(sock)
 
+    def after_fork(self) -> None:
+        """In a forked child: close the copies; not shut down, they are the parent's."""
+        self._socket.close()
+        for sock in self._unproved.values():
+            sock.close()
+
     def _accept(self) -> None:
         while True:
             try:

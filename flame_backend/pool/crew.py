@@ -1,0 +1,71 @@
+"""Threads that see to submitted calls, one call at a time each.
+
+Not a ThreadPoolExecutor: the interpreter joins its threads before any exit handler of
+ours runs, so that Ctrl-C would wait for calls that nobody will collect. These threads
+are daemons; the pool's own shutdown decides what they may finish.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flame_backend.pool.calls import Call
+
+
+class Crew:
+    """Threads, started when there is work for one more.
+
+    Args:
+        limit: Most threads. A call comes here with its slot, so as many as there are
+            slots never leave one waiting; one more tells of calls that failed.
+        name: Prefix of the threads' names.
+        serve: Sees to one call; does not raise.
+    """
+
+    def __init__(self, limit: int, name: str, serve: Callable[[Call], None]) -> None:
+        self._limit = limit
+        self._name = name
+        self._serve = serve
+        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._idle = 0
+
+    def put(self, call: Call) -> None:
+        """Have a thread see to a call; does not block."""
+        self._calls.put(call)
+        with self._lock:
+            if self._idle:
+                self._idle -= 1
+            elif len(self._threads) < self._limit:
+                name = f"{self._name}-{len(self._threads)}"
+                thread = threading.Thread(target=self._run, name=name, daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                call = self._calls.get_nowait()
+            except queue.Empty:
+                with self._lock:
+                    self._idle += 1
+                call = self._calls.get()
+            if call is None:
+                return
+            self._serve(call)
+            # Nothing here keeps a result alive until the next call comes.
+            del call
+
+    def close(self) -> None:
+        """End the threads when they have seen to what is there; wait for that."""
+        for _ in self._threads:
+            self._calls.put(None)
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()

@@ -1,0 +1,82 @@
+"""Processes: who is below whom, and ties that the kernel keeps (Linux).
+
+Loaded by agent and zygote, so it imports next to nothing. On other systems the ties
+do not exist and the tables are empty; callers have their portable ways as well.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import suppress
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel end this process with the one that forked it.
+
+    Holds for the thread that forked; zygote and agent have one thread each. Cleared
+    in a child, so each process asks for itself.
+
+    Args:
+        parent: The process that forked this one; it may have ended already.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """Have every process below this one whose parent ends become its child."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def session_members(session: int) -> list[int]:
+    """Return the processes of a session that have not ended."""
+    return [
+        pid
+        for pid, (_, found, ended) in _table().items()
+        if found == session and not ended
+    ]
+
+
+def descendants(root: int) -> list[int]:
+    """Return the processes below one that have not ended."""
+    table = _table()
+    below = {root}
+    found = list(below)
+    while found:
+        found = [
+            pid for pid, row in table.items() if row[0] in below and pid not in below
+        ]
+        below.update(found)
+    return [pid for pid in below if pid != root and not table[pid][2]]
+
+
+def _table() -> dict[int, tuple[int, int, bool]]:
+    """Return parent, session, and whether it is a zombie, of each process."""
+    table: dict[int, tuple[int, int, bool]] = {}
+    with suppress(OSError):
+        for name in os.listdir("/proc"):  # noqa: PTH208 - pathlib is 10 ms of a boot
+            if name.isdigit():
+                with (
+                    suppress(OSError),
+                    open(  # noqa: PTH123 - as above
+                        f"/proc/{name}/stat", "rb"
+                    ) as file,
+                ):
+                    # The command's name may hold anything, even parentheses.
+                    fields = file.read().rpartition(b")")[2].split()
+                    ended = fields[0] in b"ZX"
+                    table[int(name)] = (int(fields[1]), int(fields[3]), ended)
+    return table
