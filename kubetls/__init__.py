@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from kubetls.client.exchange import Timeout
+    from kubetls.client.list_watch import ListWatch
     from kubetls.client.paths import path
     from kubetls.client.response import Response
     from kubetls.client.retry import Retries
     from kubetls.client.session import Session, session
-    from kubetls.client.watch import Event, ListWatch, Watch
+    from kubetls.client.stream import Event
+    from kubetls.client.watch import Watch
     from kubetls.credentials.config import Config
     from kubetls.credentials.incluster import in_cluster
     from kubetls.credentials.kubeconfig import kubeconfig
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
         Unauthorized,
         UnexpectedRedirect,
         UnsupportedMediaType,
+        WaitTimeout,
         WatchClosed,
     )
     from kubetls.identity.explain import Explanation, explain_identity
@@ -78,7 +81,9 @@ _HOMES: Final = {
     "kubetls.client.response": ("Response",),
     "kubetls.client.retry": ("Retries",),
     "kubetls.client.session": ("Session", "session"),
-    "kubetls.client.watch": ("Event", "ListWatch", "Watch"),
+    "kubetls.client.list_watch": ("ListWatch",),
+    "kubetls.client.stream": ("Event",),
+    "kubetls.client.watch": ("Watch",),
     "kubetls.credentials.config": ("Config",),
     "kubetls.credentials.incluster": ("in_cluster",),
     "kubetls.credentials.kubeconfig": ("kubeconfig",),
@@ -143,6 +148,7 @@ __all__ = [
     "UnexpectedRedirect",
     "UnsupportedMediaType",
     "VerifiedIdentity",
+    "WaitTimeout",
     "Watch",
     "WatchClosed",
     "explain_identity",

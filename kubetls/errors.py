@@ -271,6 +271,27 @@ class WatchClosed(TransportError):
     """A watch or log stream ended abnormally."""
 
 
+class WaitTimeout(KubeTLSError, TimeoutError):
+    """An object was not as wanted in time.
+
+    Attributes:
+        path: The object's path.
+        until: What was waited for.
+        seconds: How long.
+        seen: What it was when the time was up.
+    """
+
+    def __init__(self, path: str, until: str, seconds: float, seen: str) -> None:
+        super().__init__(path, until, seconds, seen)
+        self.path = path
+        self.until = until
+        self.seconds = seconds
+        self.seen = seen
+
+    def __str__(self) -> str:
+        return f"{self.path}: not {self.until} within {self.seconds:g} s; {self.seen}"
+
+
 # ------------------------------------------------------------------ API
 
 

@@ -130,7 +130,8 @@ ALSO: list[tuple[type[BaseException], set[str]]] = [
     ),
     (
         TimeoutError,
-        {"ConnectTimeout", "ReadTimeout", "ApiTimeout", "BootTimeout", "CallTimeout"},
+        {"ConnectTimeout", "ReadTimeout", "ApiTimeout", "BootTimeout", "CallTimeout"}
+        | {"WaitTimeout"},
     ),
     (TypeError, {"NotSerializable", "ResultNotSerializable"}),
     (RuntimeError, {"PoolClosed"}),

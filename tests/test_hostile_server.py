@@ -50,7 +50,7 @@ class Source:
         token = parse_mounted_token(TOKEN.encode(), "token")
         self.generation = Generation(anchors, token)
 
-    def read(self) -> Generation:
+    def read(self, *, fresh: bool = False) -> Generation:
         return self.generation
 
 

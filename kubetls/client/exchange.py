@@ -1,32 +1,40 @@
-"""One request and its answer: headers, retries, limits, and errors without secrets.
+"""One request and its answer: retries, limits, and errors without secrets.
 
-Owns the connection pool and the current generation of credentials. The boundary that
-catches what urllib3 raises is here, once: errors are rebuilt outside the except block,
-as the frames of a failed send hold the token.
+Owns the connection pool and the keeper of the credentials. The boundary that catches
+what urllib3 raises is here, once: errors are rebuilt outside the except block, as the
+frames of a failed send hold the token.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import platform
 import random
-import re
-import sys
 import threading
 import time
 import weakref
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlencode
 
+from urllib3.exceptions import ClosedPoolError
+
+from kubetls.client.outgoing import (
+    encoded_body,
+    header_fields,
+    request_target,
+    user_agent_text,
+)
 from kubetls.client.response import Response, translated
 from kubetls.client.retry import Retries, wait_before_retry
-from kubetls.client.status import api_error
+from kubetls.client.status import api_error, warning_texts
+from kubetls.credentials.endpoint import ignored_proxies
+from kubetls.credentials.keeper import CredentialKeeper
 from kubetls.errors import (
+    ChainRefused,
     ConfigError,
+    ConnectionFailed,
+    ConnectTimeout,
+    CredentialError,
     KubeTLSError,
     Unauthorized,
     UnexpectedRedirect,
@@ -36,19 +44,16 @@ from kubetls.transport.context import LockedContext, locked_context
 from kubetls.transport.pool import GuardedPool
 
 if TYPE_CHECKING:
-    from kubetls.credentials.config import Config, Generation
+    from collections.abc import Mapping
 
-VERSION: Final = "0.1.0"
+    from kubetls.client.outgoing import Query
+    from kubetls.credentials.config import Config, Generation
+    from kubetls.transport.connection import Lease
 
 logger = logging.getLogger("kubetls")
 
-Query = Mapping[str, object] | None
-
-# The target of a request: an absolute path, and never "//host", which HTTP clients
-# take for another authority.
-_PATH: Final = re.compile(r"/(?!/)[!-\"$-~]*\Z")
-
-_OWN_HEADERS: Final = frozenset({"authorization", "host", "proxy-authorization"})
+WARNINGS: Final = 256
+"""Texts of API warnings remembered, so that each is logged once."""
 
 _exchanges: weakref.WeakSet[Exchange] = weakref.WeakSet()
 
@@ -64,6 +69,36 @@ class Timeout:
 
     connect: float | None = 10.0
     read: float | None = 60.0
+
+
+class Stopped(Exception):
+    """A waiter was told to stop."""
+
+
+class Waiter:
+    """How a request waits; streams replace it by one that can be told to stop."""
+
+    def pause(self, seconds: float) -> None:
+        """Wait before the next try."""
+        time.sleep(seconds)
+
+    def leased(self, lease: Lease) -> None:
+        """Learn which connection a try is made on, before it is used."""
+
+
+_PATIENT: Final = Waiter()
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    path: str
+    target: str
+    headers: dict[str, str]
+    content: bytes | None
+    limits: Timeout
+    stream: bool
+    waiter: Waiter
 
 
 class Exchange:
@@ -82,21 +117,25 @@ class Exchange:
         self.config = config
         self.timeout = timeout
         self.retries = retries
-        self._pool_size = pool_size
-        self._user_agent = _user_agent(user_agent)
-        self._strict_x509 = strict_x509
-        self.generation: Generation = config.source.read()
-        self._lock = threading.Lock()
+        self.keeper = CredentialKeeper(config.source)
         self.closed = False
-        self._pool: GuardedPool | None = self._new_pool()
+        self._pool_size = pool_size
+        self._user_agent = user_agent_text(user_agent)
+        self._strict_x509 = strict_x509
+        self._lock = threading.Lock()
+        # The generation a thread's request was begun with: what is sent, and judged.
+        self._sending = threading.local()
+        self._warned: set[str] = set()
+        self._pool_of = self.keeper.generation
+        self._pool: GuardedPool | None = self._new_pool(self._pool_of)
         _exchanges.add(self)
 
     @property
     def server(self) -> str:
-        """URL of the API server, without a path prefix's secrets: it has none."""
+        """URL of the API server."""
         return self.config.endpoint.url
 
-    def request(
+    def request(  # noqa: PLR0913 - the escape hatch, and its waiter
         self,
         method: str,
         path: str,
@@ -107,22 +146,29 @@ class Exchange:
         stream: bool = False,
         timeout: Timeout | None = None,
         safe_to_double: bool = False,
+        waiter: Waiter | None = None,
     ) -> Response:
         """Send a request, and again as far as the table in `retry` allows."""
-        target = self._target(path, query)
-        chosen = self._headers(headers, body)
-        content = body if body is None or isinstance(body, bytes) else _json(body)
-        limits = timeout or self.timeout
+        request = _Request(
+            method,
+            path,
+            request_target(self.config.endpoint.path_prefix, path, query),
+            header_fields(headers, self._user_agent, has_body=body is not None),
+            encoded_body(body),
+            timeout or self.timeout,
+            stream,
+            waiter or _PATIENT,
+        )
         attempt, waited, renewed = 0, 0.0, False
         while True:
             attempt += 1
-            outcome = self._once(method, target, content, chosen, limits, stream=stream)
+            generation = self.keeper.current()
+            outcome = self._once(request, generation)
             if isinstance(outcome, Response):
                 return outcome
-            if isinstance(outcome, Unauthorized) and not renewed:
+            if not renewed and self._renews(outcome, generation):
                 renewed = True
-                if self._renew():
-                    continue
+                continue
             wait = wait_before_retry(
                 self.retries,
                 outcome,
@@ -133,55 +179,63 @@ class Exchange:
                 random=random.random(),  # noqa: S311 - jitter, no secret
             )
             if wait is None:
-                raise outcome
+                raise self._hinted(outcome)
             logger.debug("%s %s: %s; again in %.1f s", method, path, outcome, wait)
-            time.sleep(wait)
+            request.waiter.pause(wait)
             waited += wait
 
     def _once(
-        self,
-        method: str,
-        target: str,
-        content: bytes | None,
-        headers: dict[str, str],
-        limits: Timeout,
-        *,
-        stream: bool,
+        self, request: _Request, generation: Generation
     ) -> Response | KubeTLSError:
         """Make one exchange; errors are returned, so that they hold no frame below."""
         started = time.monotonic()
         failure: KubeTLSError | None = None
         response: Response | None = None
         try:
-            raw = self._live_pool().exchange(
-                method,
-                target,
-                body=content,
-                headers=headers,
-                connect_timeout=limits.connect,
-                read_timeout=limits.read,
-            )
-            response = Response(raw, self.server)
-            if not stream or response.status >= 300:
+            response = self._sent(request, generation)
+            if not request.stream or response.status >= 300:
                 response.data  # noqa: B018 - read while the timeout applies
+        except Stopped:
+            raise
         except Exception as error:  # noqa: BLE001 - the one boundary: translated, redacted
             failure = translated(error, self.server, sent=True)
+        finally:
+            self._sending.generation = None
         if response is None or failure is not None:
             assert failure is not None  # one of the two is always set
             return failure
         logger.debug(
             "%s %s: %d in %.0f ms, audit %s",
-            method,
-            target.partition("?")[0],
+            request.method,
+            request.path.partition("?")[0],
             response.status,
             1000 * (time.monotonic() - started),
             response.headers.get("Audit-Id", "-"),
         )
-        return self._judged(response, method, target.partition("?")[0])
+        return self._judged(response, request)
 
-    def _judged(
-        self, response: Response, method: str, path: str
-    ) -> Response | KubeTLSError:
+    def _sent(self, request: _Request, generation: Generation) -> Response:
+        while True:
+            pool = self._live_pool()
+            self._sending.generation = generation
+            try:
+                raw = pool.exchange(
+                    request.method,
+                    request.target,
+                    body=request.content,
+                    headers=request.headers,
+                    connect_timeout=request.limits.connect,
+                    read_timeout=request.limits.read,
+                    leased=request.waiter.leased,
+                )
+            except ClosedPoolError:
+                # Another thread has just put a pool with newer anchors in its place;
+                # nothing was sent. With a closed session the next round says so.
+                continue
+            return Response(raw, self.server)
+
+    def _judged(self, response: Response, request: _Request) -> Response | KubeTLSError:
+        self._surface_warnings(response)
         if response.status < 300:
             return response
         if response.status < 400:
@@ -191,65 +245,61 @@ class Exchange:
             response.status,
             response.headers,
             response.data,
-            method=method,
-            path=path,
+            method=request.method,
+            path=request.path.partition("?")[0],
             now=time.time(),
         )
 
-    def _target(self, path: str, query: Query) -> str:
-        if not _PATH.match(path):
-            raise ConfigError(
-                "path", "must be absolute, printable ASCII, and no //host"
-            )
-        target = self.config.endpoint.path_prefix + path
-        wanted = {
-            key: value for key, value in (query or {}).items() if value is not None
-        }
-        if not wanted:
-            return target
-        return f"{target}{'&' if '?' in path else '?'}{urlencode(wanted)}"
+    def _surface_warnings(self, response: Response) -> None:
+        """Log what the server warns of (deprecated versions, unknown fields), once."""
+        value = response.headers.get("Warning")
+        if value is None:
+            return
+        for text in warning_texts(value):
+            if text not in self._warned and len(self._warned) < WARNINGS:
+                self._warned.add(text)
+                logger.warning("%s warns: %s", self.server, text)
 
-    def _headers(self, headers: Mapping[str, str] | None, body: Any) -> dict[str, str]:
-        chosen = {
-            # Some endpoints are JSON by another name (key sets of the issuer).
-            "Accept": "application/json, */*;q=0.5",
-            "Accept-Encoding": "identity",
-            "User-Agent": self._user_agent,
-        }
-        if body is not None:
-            chosen["Content-Type"] = "application/json"
-        for name, value in (headers or {}).items():
-            if name.lower() in _OWN_HEADERS:
-                raise ConfigError(f"headers[{name}]", "is the session's to set")
-            if not all(" " <= char <= "~" for char in value):
-                raise ConfigError(f"headers[{name}]", "has control characters")
-            chosen[name] = value
-        return chosen
+    def _hinted(self, error: KubeTLSError) -> KubeTLSError:
+        """Say in a connect error that proxy variables are set and not used."""
+        if isinstance(error, ConnectTimeout | ConnectionFailed) and not error.sent:
+            ignored = ignored_proxies(os.environ)
+            if ignored:
+                hint = f"; proxies are not used here ({', '.join(ignored)} is set)"
+                return type(error)(error.server, error.reason + hint, error.sent)
+        return error
 
     # ------------------------------------------------------------------ credentials
 
     def _authorization(self, _peer: VerifiedPeer) -> str | None:
-        token = self.generation.token
+        token = self._sending.generation.token
         return None if token is None else f"Bearer {token.reveal()}"
 
-    def _renew(self) -> bool:
-        """Read the credentials again after a 401; tell whether the token changed."""
-        try:
-            fresh = self.config.source.read()
-        except KubeTLSError as error:
-            logger.warning("credentials could not be read again: %s", error)
-            return False
-        with self._lock:
-            changed = fresh.token != self.generation.token
-            if changed:
-                self.generation = fresh
-        return changed
+    def _renews(self, outcome: KubeTLSError, refused: Generation) -> bool:
+        """Read the credentials again after a refusal; tell whether that may help.
+
+        After a 401 only another token or certificate does: the request was not
+        executed, so any method may be sent again. A certification path that is refused
+        may be one whose CA has just been published; nothing was sent.
+        """
+        if isinstance(outcome, Unauthorized):
+            fresh = self.keeper.renew(refused)
+            return (
+                fresh.token != refused.token
+                or fresh.client_certificate != refused.client_certificate
+            )
+        if isinstance(outcome, ChainRefused):
+            return self.keeper.renew(refused).anchors != refused.anchors
+        return False
 
     # ------------------------------------------------------------------ connections
 
     def context(self) -> LockedContext:
         """Build a fresh locked context from the current generation."""
-        endpoint, generation = self.config.endpoint, self.generation
+        return self._context(self.keeper.current())
+
+    def _context(self, generation: Generation) -> LockedContext:
+        endpoint = self.config.endpoint
         return locked_context(
             generation.anchors,
             endpoint.reference,
@@ -258,17 +308,43 @@ class Exchange:
             strict_x509=self._strict_x509,
         )
 
-    def _new_pool(self) -> GuardedPool:
-        guard = Guard(self.config.endpoint, self.context(), self._authorization)
+    def _new_pool(self, generation: Generation) -> GuardedPool:
+        context = self._context(generation)
+        guard = Guard(self.config.endpoint, context, self._authorization)
         return GuardedPool(guard, self._pool_size)
 
     def _live_pool(self) -> GuardedPool:
+        """Return the pool whose connections were verified by these anchors.
+
+        A changed CA bundle or client certificate means new connections. The old pool
+        is closed: what is under way on it ends as it would have, and no connection of
+        it is used again.
+        """
         with self._lock:
             if self.closed:
                 raise ConfigError("session", "is closed")
-            if self._pool is None:
-                self._pool = self._new_pool()
-            return self._pool
+            # Not the caller's: a slow thread would bring retired anchors back.
+            generation = self.keeper.generation
+            if self._pool is not None and generation is self._pool_of:
+                return self._pool
+            retired = self._pool
+            if retired is None or not _same_tls(generation, self._pool_of):
+                try:
+                    self._pool = self._new_pool(generation)
+                except CredentialError as error:
+                    if retired is None:
+                        raise
+                    # What OpenSSL does not load is no successor.
+                    logger.warning("connections go on with the old ones: %s", error)
+                    retired = None
+            else:
+                retired = None
+            self._pool_of = generation
+            pool = self._pool
+        if retired is not None:
+            retired.close()
+        assert pool is not None  # set above, or raised
+        return pool
 
     def close(self) -> None:
         """Close idle connections and take no further requests. Idempotent."""
@@ -281,11 +357,20 @@ class Exchange:
     def after_fork(self) -> None:
         """In a forked child: start with connections of its own.
 
-        The old pool is not closed: its locks may have been held by threads that are
-        gone. The parent's connections are of no use here, their sockets refuse.
+        The locks may have been held by threads that are gone.
         """
         self._lock = threading.Lock()
-        self._pool = None
+        self.keeper.after_fork()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.discard()
+
+
+def _same_tls(one: Generation, other: Generation) -> bool:
+    return (
+        one.anchors == other.anchors
+        and one.client_certificate == other.client_certificate
+    )
 
 
 def _forget_connections() -> None:
@@ -294,22 +379,3 @@ def _forget_connections() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_connections)
-
-
-def _json(body: Any) -> bytes:
-    return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _user_agent(caller: str | None) -> str:
-    system = f"{sys.platform}/{platform.machine()}"
-    python = ".".join(map(str, sys.version_info[:2]))
-    ours = f"kubetls/{VERSION} ({system}) python/{python}"
-    if caller is None:
-        return ours
-    if (
-        not caller
-        or len(caller) > 256
-        or not all(" " <= char <= "~" for char in caller)
-    ):
-        raise ConfigError("user_agent", "must be 1 to 256 printable characters")
-    return f"{caller} {ours}"

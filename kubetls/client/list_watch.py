@@ -6,27 +6,27 @@ consumer sees each object's last state, and never an error as "empty".
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from kubetls.client.listing import by_name, object_key
+from kubetls.client.listing import Listing
 from kubetls.client.stream import TRANSIENT, Event, Stream
+from kubetls.client.watch import Watch
 from kubetls.errors import Expired
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Generator
 
-    from kubetls.client.listing import Listing
-    from kubetls.client.watch import Watch
+    from kubetls.client.listing import Collection, Fetch
+    from kubetls.client.watch import OpenStream
+
+PAGE: Final = 500
+"""Objects a page, as kubectl and client-go ask for."""
 
 
 class ListWatch(Stream):
     """A collection as events: ADDED for what exists, SYNCED, then every change.
 
     After a gap it lists again and yields the difference, then SYNCED once more.
-
-    Args:
-        listing: Begins a list; is given how to pause between the tries of a page.
-        watch: Begins a watch at a resource version.
 
     Attributes:
         objects: The collection by (namespace, name), as of the last event.
@@ -38,14 +38,16 @@ class ListWatch(Stream):
 
     def __init__(
         self,
-        listing: Callable[[Callable[[float], None]], Listing],
-        watch: Callable[[str], Watch],
+        fetch: Fetch,
+        open_stream: OpenStream,
+        collection: Collection[Any],
     ) -> None:
         super().__init__()
-        self._begin_list = listing
-        self._begin_watch = watch
+        self._fetch = fetch
+        self._open = open_stream
+        self._collection = collection
         self._watch: Watch | None = None
-        self.objects: dict[tuple[str, str], dict[str, Any]] = {}
+        self.objects: dict[tuple[str, str], Any] = {}
         self.resource_version: str | None = None
 
     def stop(self) -> None:
@@ -58,7 +60,7 @@ class ListWatch(Stream):
     def _events(self) -> Generator[Event]:
         failures = 0
         while True:
-            self._unless_stopped()
+            self.unless_stopped()
             try:
                 yield from self._difference()
                 failures = 0
@@ -74,38 +76,37 @@ class ListWatch(Stream):
 
     def _difference(self) -> Generator[Event]:
         """List, and yield what that changes in `objects`."""
-        listing = self._begin_list(self._pause)
-        found = by_name(listing)
+        uid, newest = self._collection.decoding.uid, self._collection.decoding.version
+        listing = Listing(self._fetch, self._collection, PAGE, waiter=self)
+        found = listing.by_name()
         version = listing.resource_version or ""
         self.resource_version = version
         for key in [key for key in self.objects if key not in found]:
             yield Event("DELETED", self.objects.pop(key), version)
         for key, item in found.items():
             known = self.objects.get(key)
-            if known is not None and _field(known, "uid") != _field(item, "uid"):
+            if known is not None and uid(known) != uid(item):
                 # Deleted and created again while nobody looked: two events.
                 yield Event("DELETED", self.objects.pop(key), version)
                 known = None
             self.objects[key] = item
             if known is None:
                 yield Event("ADDED", item, version)
-            elif _field(known, "resourceVersion") != _field(item, "resourceVersion"):
+            elif newest(known) != newest(item):
                 yield Event("MODIFIED", item, version)
 
     def _changes(self) -> Generator[Event]:
-        self._watch = watch = self._begin_watch(self.resource_version or "")
-        self._unless_stopped()
+        key_of = self._collection.decoding.key
+        watch = Watch(self._open, self._collection, self.resource_version or "")
+        self._watch = watch
+        self.unless_stopped()
         with watch:
             for event in watch:
                 self.resource_version = event.resource_version or self.resource_version
                 if event.type == "BOOKMARK":
                     continue
                 if event.type == "DELETED":
-                    self.objects.pop(object_key(event.object), None)
+                    self.objects.pop(key_of(event.object), None)
                 else:
-                    self.objects[object_key(event.object)] = event.object
+                    self.objects[key_of(event.object)] = event.object
                 yield event
-
-
-def _field(item: dict[str, Any], name: str) -> object:
-    return item["metadata"].get(name)

@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from kubetls.errors import Expired
+from kubetls.client.decoding import NotDecoded
+from kubetls.errors import ConfigError, Expired, ProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+    from kubetls.client.decoding import Decoding, Page
+    from kubetls.client.exchange import Waiter
+
+T = TypeVar("T")
 
 
-class Get(Protocol):
-    """How a page is fetched."""
+class Fetch(Protocol):
+    """How the bytes of a page are fetched."""
 
-    def __call__(self, path: str, query: dict[str, object]) -> dict[str, Any]:
-        """Return the parsed body."""
+    def __call__(
+        self,
+        path: str,
+        query: Mapping[str, object],
+        *,
+        waiter: Waiter | None = None,
+    ) -> bytes:
+        """Return the body."""
         ...
 
 
-class Listing:
+@dataclass(frozen=True, slots=True)
+class Collection(Generic[T]):
+    """Which objects: a path, selectors, and how they are decoded."""
+
+    path: str
+    labels: str | None
+    fields: str | None
+    decoding: Decoding[T]
+
+    @property
+    def selectors(self) -> dict[str, object]:
+        """Return the query parameters that select."""
+        return {"labelSelector": self.labels, "fieldSelector": self.fields}
+
+
+class Listing(Generic[T]):
     """Iterator over the objects of a collection.
 
-    When the snapshot expires between two pages, the list starts again, whole and
-    without pages; objects that were handed out already come again in that case only
-    if they still exist, so consumers key by namespace and name, as they must anyway.
+    When the snapshot expires between two pages (etcd compacts every five minutes by
+    default), the list begins again, whole and without pages. Objects may then come
+    twice; `by_name` knows which of the first pages are gone.
 
     Attributes:
         resource_version: Of the list; None before the first page.
@@ -31,54 +59,76 @@ class Listing:
 
     def __init__(
         self,
-        get: Get,
-        path: str,
-        *,
-        labels: str | None,
-        fields: str | None,
-        limit: int,
+        fetch: Fetch,
+        collection: Collection[T],
+        limit: int | None,
+        waiter: Waiter | None = None,
     ) -> None:
-        self._get = get
-        self._path = path
-        self._query: dict[str, object] = {
-            "labelSelector": labels,
-            "fieldSelector": fields,
-        }
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise ConfigError("limit", "a whole number of objects, 1 or more")
+        self._fetch = fetch
+        self._collection = collection
         self._limit = limit
-        self._objects = self._pages()
+        self._waiter = waiter
+        self._items = self._each()
         self.resource_version: str | None = None
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[T]:
         return self
 
-    def __next__(self) -> dict[str, Any]:
-        return next(self._objects)
+    def __next__(self) -> T:
+        return next(self._items)
 
-    def _pages(self) -> Iterator[dict[str, Any]]:
-        token: str | None = None
-        limit: int | None = self._limit
+    def by_name(self) -> dict[tuple[str, str], T]:
+        """Fetch the whole list; return it by (namespace, name).
+
+        If the list began again midway, what only the first pages had is left out.
+        """
+        key = self._collection.decoding.key
+        found: dict[tuple[str, str], T] = {}
+        for first, page in self._pages():
+            if first:
+                found.clear()
+            found.update((key(item), item) for item in page.items)
+        return found
+
+    def _each(self) -> Iterator[T]:
+        for _, page in self._pages():
+            # Reversed and popped, so that what was handed out is not kept here.
+            items = page.items[::-1]
+            page.items.clear()
+            while items:
+                yield items.pop()
+
+    def _pages(self) -> Iterator[tuple[bool, Page[T]]]:
+        """Yield the pages, and of each whether it begins the list (again)."""
+        token, limit = "", self._limit
+        first = True
         while True:
-            query = self._query | {"limit": limit, "continue": token}
             try:
-                page = self._get(self._path, query)
+                page = self._page(limit, token)
             except Expired:
-                if token is None:
+                if not token:
                     raise
-                token, limit = None, None
+                # From here on whole, without pages: that is one consistent snapshot.
+                token, limit, first = "", None, True
                 continue
-            metadata = page.get("metadata") or {}
-            self.resource_version = metadata.get("resourceVersion")
-            yield from _typed_items(page)
-            token = metadata.get("continue")
+            self.resource_version = page.resource_version
+            token = page.continue_token
+            yield first, page
+            first = False
             if not token:
                 return
 
-
-def _typed_items(page: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the items with the apiVersion and kind that lists leave out."""
-    kind = str(page.get("kind", "")).removesuffix("List")
-    version = page.get("apiVersion")
-    for item in page.get("items") or ():
-        item.setdefault("apiVersion", version)
-        item.setdefault("kind", kind)
-        yield item
+    def _page(self, limit: int | None, token: str) -> Page[T]:
+        path = self._collection.path
+        query = {"limit": limit, "continue": token or None}
+        body = self._fetch(
+            path, self._collection.selectors | query, waiter=self._waiter
+        )
+        try:
+            return self._collection.decoding.page(body)
+        except NotDecoded as error:
+            raise ProtocolError(
+                path, f"no list of these objects: {error}", True
+            ) from None

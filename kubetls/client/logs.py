@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from kubetls.client.lines import text_lines
 from kubetls.client.paths import path
 from kubetls.errors import TransportError, WatchClosed
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from kubetls.client.watch import OpenStream
 
 LINE_BYTES: Final = 16 * 1024 * 1024
-"""A line this long is handed out in parts, so that memory stays bounded."""
+"""A line longer than this is handed out in parts, so that memory stays bounded."""
 
 READ_SECONDS: Final = 60.0
 
@@ -33,19 +34,9 @@ def log_lines(
     """
     target = path("v1", "pods", pod, namespace=namespace, subresource="log")
     timeout = None if follow else READ_SECONDS
-    response = open_stream(target, options, read_timeout=timeout)
-    rest = b""
-    try:
-        for part in response.stream():
-            *lines, rest = (rest + part).split(b"\n")
-            yield from lines
-            if len(rest) > LINE_BYTES:
-                yield rest
-                rest = b""
-    except TransportError as error:
-        reason = f"the log stream was cut ({error.reason})"
-        raise WatchClosed(error.server, reason, True) from error
-    finally:
-        response.close()
-    if rest:
-        yield rest
+    with open_stream(target, options, read_timeout=timeout) as response:
+        try:
+            yield from text_lines(response, LINE_BYTES)
+        except TransportError as error:
+            reason = f"the log stream was cut ({error.reason})"
+            raise WatchClosed(error.server, reason, True) from error

@@ -40,9 +40,7 @@ def path(
     Raises:
         ConfigError: A segment breaks its grammar.
     """
-    if not _VERSION.match(api_version):
-        raise ConfigError("api_version", f"{escaped(api_version)!r} is no API version")
-    parts = ["/apis" if "/" in api_version else "/api", api_version]
+    parts = [group_version_path(api_version)]
     if namespace is not None:
         parts += ["namespaces", _segment(namespace, "namespace")]
     if not _PLURAL.match(plural):
@@ -55,6 +53,17 @@ def path(
             raise ConfigError("subresource", "needs the name of an object")
         parts += [_segment(part, "subresource") for part in subresource.split("/")]
     return "/".join(parts)
+
+
+def group_version_path(api_version: str) -> str:
+    """Return the path below which a version's resources are.
+
+    Raises:
+        ConfigError: It is no API version.
+    """
+    if not _VERSION.match(api_version):
+        raise ConfigError("api_version", f"{escaped(api_version)!r} is no API version")
+    return f"{'/apis' if '/' in api_version else '/api'}/{api_version}"
 
 
 def _segment(text: str, what: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any, Final
+import http.client
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import urllib3.exceptions
 
+from kubetls.client.decoding import NotDecoded, decoded_json
 from kubetls.errors import (
     ConnectionFailed,
     ConnectTimeout,
@@ -32,11 +33,12 @@ class Response:
     Attributes:
         status: HTTP status code.
         headers: Response headers; lookups ignore case.
+        server: URL of the server, for errors.
     """
 
     def __init__(self, raw: BaseHTTPResponse, server: str) -> None:
         self._raw = raw
-        self._server = server
+        self.server = server
         self._body: bytes | None = None
         self.status = raw.status
         self.headers: Mapping[str, str] = raw.headers
@@ -60,7 +62,7 @@ class Response:
                 if size > BODY_BYTES:
                     self.close()
                     reason = f"the body is larger than {BODY_BYTES} bytes"
-                    raise ProtocolError(self._server, reason, True)
+                    raise ProtocolError(self.server, reason, True)
                 parts.append(part)
             self._body = b"".join(parts)
         return self._body
@@ -72,10 +74,10 @@ class Response:
             ProtocolError: The body is no JSON.
         """
         try:
-            return json.loads(self.data)
-        except (ValueError, RecursionError):
-            reason = f"the body of a {self.status} response is no JSON"
-        raise ProtocolError(self._server, reason, True)
+            return decoded_json(self.data)
+        except NotDecoded as error:
+            reason = f"the body of a {self.status} response is no JSON: {error}"
+        raise ProtocolError(self.server, reason, True)
 
     def stream(self) -> Iterator[bytes]:
         """Yield the body as it arrives; ends only at its proper end."""
@@ -84,7 +86,7 @@ class Response:
             while part := self._raw.read1(CHUNK_BYTES):
                 yield part
         except Exception as error:  # noqa: BLE001 - translated below, outside this block
-            failure = translated(error, self._server, sent=True)
+            failure = translated(error, self.server, sent=True)
         if failure is not None:
             self.close()
             raise failure
@@ -97,22 +99,24 @@ class Response:
         if not chunked and "Content-Length" not in self.headers:
             self.close()
             reason = "a body without Content-Length; its end could not be told"
-            raise ProtocolError(self._server, reason, True)
+            raise ProtocolError(self.server, reason, True)
         if self.headers.get("Content-Encoding", "identity") != "identity":
             self.close()
             reason = "a compressed body, which was not asked for"
-            raise ProtocolError(self._server, reason, True)
-
-    def interrupt(self) -> None:
-        """Make a blocked read in another thread end."""
-        self._raw.shutdown()
+            raise ProtocolError(self.server, reason, True)
 
     def close(self) -> None:
         """Close the response's connection. Idempotent."""
         self._raw.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def __repr__(self) -> str:
-        return f"<Response {self.status} from {self._server}>"
+        return f"<Response {self.status} from {self.server}>"
 
 
 def translated(error: Exception, server: str, *, sent: bool) -> KubeTLSError:
@@ -131,7 +135,7 @@ def translated(error: Exception, server: str, *, sent: bool) -> KubeTLSError:
         return ConnectTimeout(server, "not connected within the connect timeout")
     if isinstance(error, urllib3.exceptions.ReadTimeoutError | TimeoutError):
         return ReadTimeout(server, "nothing was sent within the read timeout", sent)
-    if isinstance(error, _BROKEN):
+    if isinstance(error, _BROKEN) and not _breaks_http(_last(error)):
         return ConnectionFailed(server, f"the connection broke ({_cause(error)})", sent)
     return ProtocolError(server, f"not HTTP as we speak it ({_cause(error)})", sent)
 
@@ -143,6 +147,17 @@ _BROKEN: Final = (
 )
 
 
+def _breaks_http(cause: object) -> bool:
+    """Tell whether it is a header too long or too large, or no HTTP at all."""
+    cut = OSError | http.client.IncompleteRead
+    return isinstance(cause, http.client.HTTPException) and not isinstance(cause, cut)
+
+
 def _cause(error: Exception) -> str:
-    text = str(error.args[-1]) if error.args else type(error).__name__
+    text = str(_last(error) or type(error).__name__)
     return text.rsplit(">: ", 1)[-1][:200]
+
+
+def _last(error: Exception) -> object:
+    """Return what urllib3 wrapped, or the text."""
+    return error.args[-1] if error.args else None

@@ -8,31 +8,38 @@ thread.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+import random
+import time
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
-from kubetls.client.exchange import Exchange, Query, Timeout, logger
-from kubetls.client.listing import Listing
+from kubetls.client.decoding import Decoding
+from kubetls.client.discovery import Discovery
+from kubetls.client.exchange import Exchange, Timeout, Waiter, logger
+from kubetls.client.list_watch import ListWatch
+from kubetls.client.listing import Collection, Listing
 from kubetls.client.logs import log_lines
 from kubetls.client.retry import Retries
-from kubetls.client.watch import ListWatch, Watch
+from kubetls.client.verbs import Verbs
+from kubetls.client.waiting import wait_for
+from kubetls.client.watch import Watch
 from kubetls.credentials.choose import choose
-from kubetls.errors import ConfigError
+from kubetls.errors import ConfigError, Conflict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    import ssl
+    from collections.abc import Callable, Iterator, Mapping
 
+    from kubetls.client.outgoing import Query
     from kubetls.client.response import Response
     from kubetls.credentials.config import Config
 
-PATCH_TYPES: Final = {
-    "merge": "application/merge-patch+json",
-    "json": "application/json-patch+json",
-    "strategic": "application/strategic-merge-patch+json",
-    "apply": "application/apply-patch+yaml",
-}
+T = TypeVar("T")
+
+CONFLICT_SECONDS: Final = 0.01
+"""First pause after a conflict, as client-go's RetryOnConflict; it doubles."""
 
 
-class Session:
+class Session(Verbs):
     """A conversation with one API server; made by `session()`.
 
     Attributes:
@@ -41,9 +48,10 @@ class Session:
     """
 
     def __init__(self, exchange: Exchange, namespace: str) -> None:
-        self._exchange = exchange
+        super().__init__(exchange)
         self.config: Config = exchange.config
         self.namespace = namespace
+        self._discovery = Discovery(self.get)
         logger.info("session: %s, server %s", self.config.origin, self.server)
 
     # ------------------------------------------------------------------ facts
@@ -59,145 +67,181 @@ class Session:
 
         None without a token, and for tokens that do not say.
         """
-        token = self._exchange.generation.token
+        token = self._exchange.keeper.current().token
         return token.expires_at if token is not None else None
 
     def __repr__(self) -> str:
         closed = ", closed" if self._exchange.closed else ""
         return f"<Session {self.server} ({self.config.origin}{closed})>"
 
-    # ------------------------------------------------------------------ verbs
+    # ------------------------------------------------------------------ objects
 
-    def get(
-        self, path: str, query: Query = None, *, timeout: Timeout | None = None
-    ) -> dict[str, Any]:
-        """Get one object (or one page of a list) as a dict."""
-        return self._verb("GET", path, query=query, timeout=timeout)
-
-    def post(
+    def apply(
         self,
-        path: str,
-        body: Mapping[str, Any],
-        query: Query = None,
+        obj: Mapping[str, Any],
+        field_manager: str,
+        force: bool = False,  # noqa: FBT001, FBT002 - the contract's order
+        subresource: str | None = None,
         *,
         dry_run: bool = False,
-        field_manager: str | None = None,
-        timeout: Timeout | None = None,
-    ) -> dict[str, Any]:
-        """Create an object and return it as the server stored it."""
-        query = _write_query(query, field_manager, dry_run=dry_run)
-        return self._verb("POST", path, body=body, query=query, timeout=timeout)
-
-    def put(
-        self,
-        path: str,
-        body: Mapping[str, Any],
         query: Query = None,
-        *,
-        dry_run: bool = False,
-        field_manager: str | None = None,
         timeout: Timeout | None = None,
     ) -> dict[str, Any]:
-        """Replace an object; its resourceVersion, if any, is the precondition."""
-        query = _write_query(query, field_manager, dry_run=dry_run)
-        metadata = body.get("metadata")
-        safe = bool(metadata.get("resourceVersion")) if metadata else False
-        return self._verb(
-            "PUT", path, body=body, query=query, timeout=timeout, safe_to_double=safe
-        )
+        """Create an object or change the fields it names (server-side apply).
 
-    def patch(
-        self,
-        path: str,
-        body: Any,
-        type: Literal["merge", "json", "strategic", "apply"] = "merge",  # noqa: A002 - the API's own word
-        field_manager: str | None = None,
-        *,
-        force: bool = False,
-        query: Query = None,
-        dry_run: bool = False,
-        timeout: Timeout | None = None,
-    ) -> dict[str, Any]:
-        """Change parts of an object.
+        Args:
+            obj: Has apiVersion, kind, metadata.name, and the fields to own. Without
+                a namespace, the session's.
+            field_manager: Who owns these fields from now on.
+            force: Take fields over from other managers; else that is a Conflict.
+            subresource: "status" and the like.
+            dry_run: Validate without doing it.
+            query: Further query parameters.
+            timeout: Replaces the session's timeouts.
 
         Raises:
-            ConfigError: An unknown type, or "apply" without a field manager.
+            ConfigError: The kind is not served, or a needed field is missing.
+            Conflict: Another manager owns a field that would change.
         """
-        if type not in PATCH_TYPES:
-            raise ConfigError("type", f"must be one of {', '.join(PATCH_TYPES)}")
-        if type == "apply" and not field_manager:
-            raise ConfigError("field_manager", "server-side apply needs one")
-        query = _write_query(query, field_manager, dry_run=dry_run)
-        if force:
-            query = {**query, "force": "true"}
-        headers = {"Content-Type": PATCH_TYPES[type]}
-        return self._verb(
-            "PATCH", path, body=body, query=query, headers=headers, timeout=timeout
+        return self.patch(
+            self._discovery.path_of(obj, self.namespace, subresource),
+            obj,
+            type="apply",
+            field_manager=field_manager,
+            force=force,
+            dry_run=dry_run,
+            query=query,
+            timeout=timeout,
         )
 
-    def delete(
+    def update(
         self,
         path: str,
-        propagation: Literal["Foreground", "Background", "Orphan"] | None = None,
-        grace: int | None = None,
-        uid: str | None = None,
-        resource_version: str | None = None,
+        fn: Callable[[dict[str, Any]], dict[str, Any] | None],
+        attempts: int = 5,
         *,
-        query: Query = None,
         dry_run: bool = False,
+        field_manager: str | None = None,
+        query: Query = None,
         timeout: Timeout | None = None,
     ) -> dict[str, Any]:
-        """Delete an object.
+        """Get an object, change it, put it back; again when somebody was faster.
 
         Args:
             path: The object's path.
-            propagation: What happens to its dependents; None is the kind's default.
-            grace: Seconds; 0 is at once, None is the object's own period.
-            uid: Delete only this incarnation (Conflict otherwise).
-            resource_version: Delete only this version (Conflict otherwise).
-            query: Further query parameters.
+            fn: Changes the dict it is given, or returns another. Called again, on
+                the new state, after a conflict.
+            attempts: Tries in all.
             dry_run: Validate without doing it.
+            field_manager: Name of the writer.
+            query: Further query parameters of the put.
             timeout: Replaces the session's timeouts.
+
+        Returns:
+            The object as the server stored it.
+
+        Raises:
+            Conflict: It was changed by others in between, every time.
+            ConfigError: `fn` took the resourceVersion out.
         """
-        options: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions"}
-        if propagation is not None:
-            options["propagationPolicy"] = propagation
-        if grace is not None:
-            options["gracePeriodSeconds"] = grace
-        preconditions = {"uid": uid, "resourceVersion": resource_version}
-        if wanted := {key: value for key, value in preconditions.items() if value}:
-            options["preconditions"] = wanted
-        if dry_run:
-            options["dryRun"] = ["All"]
-        return self._verb(
-            "DELETE",
-            path,
-            body=options,
-            query=query,
-            timeout=timeout,
-            safe_to_double=uid is not None,
-        )
+        if type(attempts) is not int or attempts < 1:
+            raise ConfigError("attempts", "a whole number of tries, 1 or more")
+        for attempt in range(1, attempts + 1):
+            obj = self.get(path, timeout=timeout)
+            changed = fn(obj)
+            wanted = obj if changed is None else changed
+            if not (wanted.get("metadata") or {}).get("resourceVersion"):
+                reason = "fn returned an object without metadata.resourceVersion"
+                raise ConfigError("fn", reason)
+            try:
+                return self.put(
+                    path,
+                    wanted,
+                    dry_run=dry_run,
+                    field_manager=field_manager,
+                    query=query,
+                    timeout=timeout,
+                )
+            except Conflict:
+                if attempt == attempts:
+                    raise
+            jitter = 1 + random.random()  # noqa: S311 - no secret
+            time.sleep(CONFLICT_SECONDS * 2.0 ** (attempt - 1) * jitter)
+        raise AssertionError  # the last attempt returns or raises
+
+    def wait(
+        self,
+        path: str,
+        until: Callable[[dict[str, Any] | None], bool] | str,
+        timeout: float,
+    ) -> dict[str, Any] | None:
+        """Wait until an object is as wanted; watches, does not poll.
+
+        Args:
+            path: The object's path. Needs list and watch on its collection.
+            until: A predicate on the object (None while there is none), or
+                "condition=TYPE[=STATUS]", "create", "delete" as for `kubectl wait`.
+            timeout: Seconds.
+
+        Returns:
+            The object; None when it is as wanted by not being there.
+
+        Raises:
+            WaitTimeout: It was not, in time; says what was seen last.
+        """
+        collection, _, name = path.rpartition("/")
+        watch = self.list_watch(collection, fields=f"metadata.name={name}")
+        return wait_for(watch, path, until, timeout)
+
+    # ------------------------------------------------------------------ streams
+
+    @overload
+    def list(
+        self,
+        path: str,
+        labels: str | None = None,
+        fields: str | None = None,
+        limit: int | None = 500,
+        decoder: None = None,
+    ) -> Listing[dict[str, Any]]: ...
+
+    @overload
+    def list(
+        self,
+        path: str,
+        labels: str | None = None,
+        fields: str | None = None,
+        limit: int | None = 500,
+        *,
+        decoder: type[T],
+    ) -> Listing[T]: ...
 
     def list(
         self,
         path: str,
         labels: str | None = None,
         fields: str | None = None,
-        limit: int = 500,
-    ) -> Listing:
+        limit: int | None = 500,
+        decoder: type[Any] | None = None,
+    ) -> Listing[Any]:
         """Iterate over all objects of a collection, page by page.
 
         Args:
             path: The collection's path.
             labels: Label selector.
             fields: Field selector.
-            limit: Objects asked for at a time.
+            limit: Objects asked for at a time; None for all at once.
+            decoder: A msgspec.Struct type for one item, in place of dicts: only the
+                fields it names are built. Its `metadata` is a Struct with name,
+                namespace, uid and resourceVersion.
 
         Returns:
-            An iterator of dicts, each with apiVersion and kind; `.resource_version`
-            is that of the list once the first page has arrived.
+            An iterator of dicts, each with apiVersion and kind, or of what the
+            decoder makes; `.resource_version` is that of the list once the first
+            page has arrived.
         """
-        return Listing(self.get, path, labels=labels, fields=fields, limit=limit)
+        collection = Collection(path, labels, fields, Decoding(decoder))
+        return Listing(self._body, collection, limit)
 
     def watch(
         self,
@@ -205,21 +249,22 @@ class Session:
         resource_version: str | None = None,
         labels: str | None = None,
         fields: str | None = None,
+        decoder: type[Any] | None = None,
     ) -> Watch:
         """Follow a collection from a resource version on; see `Watch`."""
-        return Watch(
-            self._stream,
-            path,
-            resource_version=resource_version,
-            labels=labels,
-            fields=fields,
-        )
+        collection = Collection(path, labels, fields, Decoding(decoder))
+        return Watch(self._stream, collection, resource_version)
 
     def list_watch(
-        self, path: str, labels: str | None = None, fields: str | None = None
+        self,
+        path: str,
+        labels: str | None = None,
+        fields: str | None = None,
+        decoder: type[Any] | None = None,
     ) -> ListWatch:
         """List a collection and follow it across expiry, cuts and restarts."""
-        return ListWatch(self.list, self._stream, path, labels=labels, fields=fields)
+        collection = Collection(path, labels, fields, Decoding(decoder))
+        return ListWatch(self._body, self._stream, collection)
 
     def logs(
         self,
@@ -250,65 +295,52 @@ class Session:
         """
         options = {
             "container": container,
-            "follow": "true" if follow else None,
+            "follow": follow or None,
             "tailLines": tail,
             "sinceSeconds": since,
-            "timestamps": "true" if timestamps else None,
-            "previous": "true" if previous else None,
+            "timestamps": timestamps or None,
+            "previous": previous or None,
         }
         return log_lines(self._stream, namespace, pod, options, follow=follow)
 
-    # ------------------------------------------------------------------ any request
-
-    def request(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        headers: Mapping[str, str] | None = None,
-        query: Query = None,
-        *,
-        stream: bool = False,
-        timeout: Timeout | None = None,
-        safe_to_double: bool = False,
-    ) -> Response:
-        """Send any request with the same guards; the escape hatch.
-
-        Args:
-            method: HTTP method.
-            path: Absolute path, without the server's path prefix.
-            body: bytes as they are, anything else as JSON.
-            headers: Further headers. Authorization is refused: it is the session's.
-            query: Query parameters; None values are left out.
-            stream: Leave the body unread, for `Response.stream`.
-            timeout: Replaces the session's timeouts.
-            safe_to_double: A precondition in the request makes a repetition harmless.
-
-        Raises:
-            ApiError: The server answered with a status of 400 or more.
-            TransportError: No usable answer came.
-            IdentityMismatch, CertificateError, ChainRefused: The server was refused.
-        """
-        return self._exchange.request(
-            method,
-            path,
-            body,
-            headers,
-            query,
-            stream=stream,
-            timeout=timeout,
-            safe_to_double=safe_to_double,
-        )
+    def _body(self, path: str, query: Query, *, waiter: Waiter | None = None) -> bytes:
+        return self._exchange.request("GET", path, query=query, waiter=waiter).data
 
     def _stream(
-        self, path: str, query: Query, *, read_timeout: float | None
+        self,
+        path: str,
+        query: Query,
+        *,
+        read_timeout: float | None,
+        waiter: Waiter | None = None,
     ) -> Response:
         timeout = Timeout(connect=self._exchange.timeout.connect, read=read_timeout)
-        return self.request("GET", path, query=query, stream=True, timeout=timeout)
+        return self._exchange.request(
+            "GET", path, query=query, stream=True, timeout=timeout, waiter=waiter
+        )
 
-    def _verb(self, method: str, path: str, **kwargs: Any) -> dict[str, Any]:
-        parsed = self.request(method, path, **kwargs).json()
-        return parsed if isinstance(parsed, dict) else {"value": parsed}
+    # ------------------------------------------------------------------ other stacks
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """Return a locked context for a library that brings its own HTTP.
+
+        A fresh one each time, for this server only, with the trust anchors and the
+        client certificate as they are now. It verifies as this session does, on
+        blocking sockets and asyncio alike, and refuses to be weakened or extended
+        (`ContextRefused`). Make connections anew when the cluster's CA may have
+        changed.
+        """
+        return self._exchange.context()
+
+    def authorization(self) -> str | None:
+        """Return the Authorization header's value, read again in time; a secret.
+
+        For requests to `server` over `ssl_context()` alone: anybody else who gets it
+        is this session. Ask for it with each request, as tokens are replaced. None
+        for sessions without a token.
+        """
+        token = self._exchange.keeper.current().token
+        return None if token is None else f"Bearer {token.reveal()}"
 
     # ------------------------------------------------------------------ life
 
@@ -361,14 +393,3 @@ def session(
         strict_x509=strict_x509,
     )
     return Session(exchange, namespace or chosen.namespace)
-
-
-def _write_query(
-    query: Query, field_manager: str | None, *, dry_run: bool
-) -> dict[str, object]:
-    chosen = dict(query or {})
-    if dry_run:
-        chosen["dryRun"] = "All"
-    if field_manager:
-        chosen["fieldManager"] = field_manager
-    return chosen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import json
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from kubetls import errors
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
 
 MESSAGE_CHARACTERS: Final = 2048
 """Kept of a message, also of bodies that are no Status."""
+
+STATUS_BYTES: Final = 1024 * 1024
+"""A Status has a few hundred bytes; one that is cut here is read as plain text."""
+
+WARNING_CHARACTERS: Final = 512
+
+# 299 agent "text" ["date"], several behind commas.
+_WARNING: Final = re.compile(r'299 \S+ "((?:[^"\\]|\\.)*)"')
+_UNQUOTED: Final = re.compile(r"\\(.)")
 
 _CLASSES: Final = (
     errors.BadRequest,
@@ -119,9 +129,20 @@ def retry_after_seconds(value: str | None, now: float) -> float | None:
     return max(0.0, moment.timestamp() - now)
 
 
+def warning_texts(header: str) -> list[str]:
+    """Return the texts of a Warning header (RFC 9111 section 5.5, code 299 alone).
+
+    Escaped: a warning may repeat what somebody else wrote into an object.
+    """
+    return [
+        escaped(_UNQUOTED.sub(r"\1", found), WARNING_CHARACTERS)
+        for found in _WARNING.findall(header)
+    ]
+
+
 def _status(body: bytes) -> dict[str, Any]:
     try:
-        parsed = json.loads(body)
+        parsed = json.loads(body[:STATUS_BYTES])
     except (ValueError, RecursionError):
         return {}
     return parsed if isinstance(parsed, dict) else {}

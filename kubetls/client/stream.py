@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
+from kubetls.client.exchange import Stopped, Waiter
 from kubetls.errors import (
     ApiError,
     ApiTimeout,
@@ -29,7 +30,7 @@ from kubetls.errors import (
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from kubetls.client.response import Response
+    from kubetls.transport.connection import Lease
 
 BACKOFF_SECONDS: Final = 0.8
 BACKOFF_MAX_SECONDS: Final = 30.0
@@ -54,26 +55,23 @@ class Event:
     Attributes:
         type: ADDED, MODIFIED, DELETED, BOOKMARK, or SYNCED (list_watch only: all
             objects of a full list have been handed out).
-        object: The object after the change; before it for DELETED; {} for SYNCED.
+        object: The object after the change; before it for DELETED. A dict, or what
+            the `decoder` makes; always a dict for BOOKMARK, and {} for SYNCED.
         resource_version: Version from which a watch would go on after this event.
     """
 
     type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "SYNCED"]
-    object: dict[str, Any]
+    object: Any
     resource_version: str
 
 
-class Stopped(Exception):
-    """The consumer asked for the end."""
-
-
-class Stream:
+class Stream(Waiter):
     """A stream of events; `Watch` and `ListWatch` say which."""
 
     def __init__(self) -> None:
         self._stopping = threading.Event()
-        self._response: Response | None = None
         self._lock = threading.Lock()
+        self._lease: Lease | None = None
         self._produced = self._until_stopped()
         self._ahead: queue.SimpleQueue[Event | BaseException | None] | None = None
         self._wanted = threading.Semaphore(0)
@@ -93,10 +91,9 @@ class Stream:
         except Stopped:
             return
         except KubeTLSError:
+            # A read that stop() interrupted fails as if the network had.
             if not self._stopping.is_set():
                 raise
-        finally:
-            self._drop()
 
     def __iter__(self) -> Self:
         return self
@@ -158,40 +155,39 @@ class Stream:
         """End the stream from any thread; iteration stops. Idempotent."""
         self._stopping.set()
         with self._lock:
-            response = self._response
-            if response is not None:
-                response.interrupt()
+            lease = self._lease
+        if lease is not None:
+            lease.interrupt()
         self._wanted.release()
 
-    def _hold(self, response: Response) -> Response:
-        with self._lock:
-            self._response = response
-        self._unless_stopped()
-        return response
+    # ------------------------------------------------------------------ waiting
 
-    def _drop(self) -> None:
+    def leased(self, lease: Lease) -> None:
+        """Know the connection of the request under way, so that stop() ends it."""
         with self._lock:
-            response, self._response = self._response, None
-        if response is not None:
-            response.close()
+            self._lease = lease
+        # After the line above: a stop() in between has seen the lease, or is seen.
+        self.unless_stopped()
 
-    def _unless_stopped(self) -> None:
-        if self._stopping.is_set():
+    def pause(self, seconds: float) -> None:
+        """Wait; stop() ends it."""
+        if self._stopping.wait(seconds):
             raise Stopped
 
-    def _pause(self, seconds: float) -> None:
-        if self._stopping.wait(seconds):
+    def unless_stopped(self) -> None:
+        """Raise `Stopped` once stop() was called."""
+        if self._stopping.is_set():
             raise Stopped
 
     def _breathe(self) -> None:
         """Pause a little before asking again, not all clients at the same time."""
-        self._pause(BACKOFF_SECONDS * random.random())  # noqa: S311 - jitter
+        self.pause(BACKOFF_SECONDS * random.random())  # noqa: S311 - jitter
 
     def _back_off(self, failures: int, error: KubeTLSError) -> None:
         """Pause as long as the server asked for, or longer with each failure."""
         ours = min(BACKOFF_MAX_SECONDS, BACKOFF_SECONDS * 2.0 ** min(failures - 1, 10))
         asked = error.retry_after if isinstance(error, ApiError) else None
-        self._pause(max(asked or 0.0, ours * random.random()))  # noqa: S311 - jitter
+        self.pause(max(asked or 0.0, ours * random.random()))  # noqa: S311 - jitter
 
     def __enter__(self) -> Self:
         return self

@@ -41,8 +41,12 @@ class Generation:
 class CredentialSource(Protocol):
     """Where generations come from."""
 
-    def read(self) -> Generation:
+    def read(self, *, fresh: bool = False) -> Generation:
         """Read one consistent generation.
+
+        Args:
+            fresh: The server refused what was read before; what is remembered of it
+                (a plugin's answer) will not do.
 
         Raises:
             CredentialError: A credential is missing or breaks its grammar.

@@ -69,6 +69,15 @@ class Endpoint:
         return self.url
 
 
+def ignored_proxies(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return which proxy variables are set, and passed over here.
+
+    Their names alone: the values may hold passwords.
+    """
+    names = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+    return tuple(name for name in names if environ.get(name))
+
+
 def is_namespace(text: str) -> bool:
     """Tell whether text is the name of a namespace."""
     return _NAMESPACE.match(text) is not None

@@ -35,7 +35,7 @@ class InClusterSource:
 
     volume: str
 
-    def read(self) -> Generation:
+    def read(self, *, fresh: bool = False) -> Generation:  # noqa: ARG002 - always is
         """Read one consistent generation of token and trust anchors."""
         return _generation(read_volume(self.volume), self.volume)
 

@@ -70,7 +70,7 @@ class KubeconfigSource:
     trust: Literal["system"] | None = None
     inline_only: bool = False
 
-    def read(self) -> Generation:
+    def read(self, *, fresh: bool = False) -> Generation:  # noqa: ARG002 - always is
         """Read the files again, and whatever they name.
 
         Raises:

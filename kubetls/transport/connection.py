@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -87,6 +89,21 @@ class Guard:
     authorization: Callable[[VerifiedPeer], str | None]
 
 
+class Lease:
+    """One request's hold on a connection, from its choice out of the pool."""
+
+    def __init__(self, connection: VerifiedConnection) -> None:
+        self._connection = connection
+
+    def interrupt(self) -> None:
+        """From any thread: make the request's waiting end now.
+
+        Does nothing once the connection serves another request. While TCP or TLS is
+        being established, waiting ends when that is done or its timeout is up.
+        """
+        self._connection.interrupt(self)
+
+
 class VerifiedConnection(HTTPSConnection):
     """One connection to one API server."""
 
@@ -104,6 +121,24 @@ class VerifiedConnection(HTTPSConnection):
         super().__init__(*args, **kwargs)
         self._guard = guard
         self._peer: VerifiedPeer | None = None
+        self._lock = threading.Lock()
+        self._lease: Lease | None = None
+
+    def lease(self) -> Lease:
+        """Give the connection to one request; older leases can do nothing to it."""
+        with self._lock:
+            self._lease = Lease(self)
+            return self._lease
+
+    def interrupt(self, lease: Lease) -> None:
+        """End what the holder of this lease is waiting for; see `Lease.interrupt`."""
+        with self._lock:
+            if lease is not self._lease:
+                return
+            self._lease = None
+            if self.sock is not None:
+                with suppress(OSError):
+                    self.sock.shutdown(socket.SHUT_RDWR)
 
     # http.client prints headers, the token among them, when this is set.
     @property
@@ -204,6 +239,9 @@ class VerifiedConnection(HTTPSConnection):
         """Finish the header; the token joins it for a verified peer only."""
         if self.sock is None:
             self.connect()
+        if self._lease is None:
+            self.close()
+            raise NewConnectionError(self, "given up before the request was sent")
         peer = self._peer
         if peer is None or peer.socket is not self.sock:
             raise ContextRefused(

@@ -7,16 +7,22 @@ environment.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+import threading
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from urllib3 import HTTPSConnectionPool, Retry
 from urllib3.util import Timeout
+from urllib3.util.connection import is_connection_dropped
 
 from kubetls.errors import ContextRefused
 from kubetls.transport.connection import Guard, VerifiedConnection
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from urllib3 import BaseHTTPResponse
+
+    from kubetls.transport.connection import Lease
 
 
 class GuardedPool(HTTPSConnectionPool):
@@ -31,6 +37,7 @@ class GuardedPool(HTTPSConnectionPool):
 
     def __init__(self, guard: Guard, size: int) -> None:
         self._guard = guard
+        self._waiting = threading.local()
         super().__init__(
             guard.endpoint.address.url_host,
             guard.endpoint.port,
@@ -57,6 +64,17 @@ class GuardedPool(HTTPSConnectionPool):
     def _prepare_proxy(self, conn: Any) -> NoReturn:
         raise ContextRefused("urllib3", "tunnels and proxies are not used here")
 
+    def _get_conn(self, timeout: float | None = None) -> VerifiedConnection:
+        connection = cast("VerifiedConnection", super()._get_conn(timeout))
+        lease = connection.lease()
+        # A late interrupt of the request before may have come after the pool's check.
+        if connection.sock is not None and is_connection_dropped(connection):
+            connection.close()
+        leased = getattr(self._waiting, "leased", None)
+        if leased is not None:
+            leased(lease)
+        return connection
+
     def exchange(
         self,
         method: str,
@@ -66,8 +84,21 @@ class GuardedPool(HTTPSConnectionPool):
         headers: dict[str, str],
         connect_timeout: float | None,
         read_timeout: float | None,
+        leased: Callable[[Lease], None] | None = None,
     ) -> BaseHTTPResponse:
-        """Send one request and return the response with its body unread."""
+        """Send one request and return the response with its body unread.
+
+        Args:
+            method: HTTP method.
+            target: Path and query.
+            body: The body, None for none.
+            headers: The header, without Authorization.
+            connect_timeout: Seconds for TCP and TLS, each step.
+            read_timeout: Seconds between two arrivals of data.
+            leased: Called with the hold on the connection before it is used.
+        """
+        # urlopen passes nothing on to where connections are chosen.
+        self._waiting.leased = leased
         return self.urlopen(
             method,
             target,
