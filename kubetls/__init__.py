@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from kubetls import testing as testing
     from kubetls.client.exchange import Timeout
     from kubetls.client.list_watch import ListWatch
     from kubetls.client.paths import path
@@ -163,6 +164,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "testing":
+        # Not in __all__: `import *` would load the certificate maker.
+        return importlib.import_module("kubetls.testing")
     if name not in __all__:
         msg = f"module 'kubetls' has no attribute {name!r}"
         raise AttributeError(msg)

@@ -17,7 +17,7 @@ import pytest
 
 import kubetls
 from tests.cluster.binaries import KUBERNETES
-from tests.cluster.cluster import BuiltCluster, Cluster
+from tests.cluster.cluster import BuiltCluster, Cluster, control_planes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -208,6 +208,41 @@ def test_pod_refuses_a_name_that_is_not_presented(
             if str(entry.get("userAgent", "")).startswith("wrong-name")
         ]
         assert [] == seen, json.dumps(seen)[:500]
+
+
+LACKING = """
+import os
+import kubetls
+environ = dict(os.environ, KUBERNETES_SERVICE_HOST='WANTED')
+s = kubetls.session(kubetls.in_cluster(environ=environ), user_agent='AGENT')
+try:
+    s.get('/version')
+except kubetls.IdentityMismatch as error:
+    print('refused', error.reference, error.presented_count)
+"""
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("host", ["10.96.0.1", "kubernetes.default.svc"])
+def test_pod_refuses_the_server_without_exactly_that_identity(
+    space: Space, cluster: Cluster, host: str
+) -> None:
+    """With its own credentials, by service address and name: no request arrives."""
+    plane = control_planes.get(cluster.name)
+    if plane is None:
+        pytest.skip("a cluster that is not ours keeps its certificate")
+    agent = f"pod-lacking-{host}"
+    also = (plane.node_address,)
+    complete = plane.authority.serving(also=also)
+    plane.restart_apiserver(plane.authority.serving(without=host, also=also))
+    try:
+        program = LACKING.replace("WANTED", host).replace("AGENT", agent)
+        text = space.run(program, hostAliases=ALIASES)
+        seen = requests_of(plane.audit_entries(), agent)
+    finally:
+        plane.restart_apiserver(complete)
+    assert text.startswith(f"refused {host} ")
+    assert [] == seen
 
 
 def test_one_line_works_by_the_environment(
