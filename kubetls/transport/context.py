@@ -139,7 +139,9 @@ class LockedContext(ssl.SSLContext):
         """Connect a socket: handshake now, as a client, for our reference only."""
         if not do_handshake_on_connect:
             raise ContextRefused("ssl", "a deferred handshake would skip the verifier")
-        self._require_client(server_hostname, session, server_side=server_side)
+        self._require_client(session, server_side=server_side)
+        if not self._is_ours(server_hostname):
+            raise ContextRefused("ssl", self._only_ours())
         wrapped = super().wrap_socket(
             sock,
             suppress_ragged_eofs=suppress_ragged_eofs,
@@ -158,28 +160,38 @@ class LockedContext(ssl.SSLContext):
         server_hostname: str | bytes | None = None,
         session: ssl.SSLSession | None = None,
     ) -> ssl.SSLObject:
-        """Make a TLS object over memory, as `wrap_socket` for sockets."""
-        self._require_client(server_hostname, session, server_side=server_side)
-        return super().wrap_bio(incoming, outgoing, server_hostname=self.reference.text)
+        """Make a TLS object over memory, as `wrap_socket` for sockets.
+
+        For another name its handshake fails, before the first byte: event loops lose
+        the connection beneath when this call raises.
+        """
+        self._require_client(session, server_side=server_side)
+        wrapped = super().wrap_bio(
+            incoming, outgoing, server_hostname=self.reference.text
+        )
+        if not isinstance(wrapped, VerifiedObject):
+            raise ContextRefused("ssl", "the object class was exchanged")
+        if not self._is_ours(server_hostname):
+            wrapped.refuse(self._only_ours())
+        return wrapped
 
     def _require_client(
-        self,
-        server_hostname: str | bytes | None,
-        session: ssl.SSLSession | None,
-        *,
-        server_side: bool,
+        self, session: ssl.SSLSession | None, *, server_side: bool
     ) -> None:
         self.check_unchanged()
         if server_side:
             raise ContextRefused("ssl", "this context is for clients")
         if session is not None:
             raise ContextRefused("ssl", "sessions are not resumed; identities are not")
+
+    def _is_ours(self, server_hostname: str | bytes | None) -> bool:
         name = server_hostname
         if isinstance(name, bytes):
             name = name.decode("ascii", "replace")
-        if name is None or name.lower() not in self._accepted:
-            reason = f"this context is for {self.reference.text} only"
-            raise ContextRefused("ssl", reason)
+        return name is not None and name.lower() in self._accepted
+
+    def _only_ours(self) -> str:
+        return f"this context is for {self.reference.text} only"
 
     # ------------------------------------------------------------------ the lock
 

@@ -140,6 +140,12 @@ class VerifiedSocket(_Guard, ssl.SSLSocket):
 class VerifiedObject(_Guard, ssl.SSLObject):
     """The same for memory BIOs, the way asyncio, uvloop and trio do TLS."""
 
+    _refused: str | None = None
+
+    def refuse(self, reason: str) -> None:
+        """Let the handshake fail before its first byte."""
+        self._refused = reason
+
     @property
     def context(self) -> Any:
         """The locked context; it stays."""
@@ -166,6 +172,8 @@ class VerifiedObject(_Guard, ssl.SSLObject):
             ssl.SSLCertVerificationError: The verifier refused. asyncio reports any
                 other exception here as a fatal error of its own.
         """
+        if self._refused is not None:
+            raise ssl.SSLCertVerificationError(self._refused)
         super().do_handshake()
         refusal = None
         try:
