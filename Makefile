@@ -8,7 +8,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo demo-cluster test lint types unit integration clean
+.PHONY: help setup demo demo-cluster test lint types unit integration test-slow clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 22
@@ -44,6 +44,9 @@ unit: $(STAMP) ## Unit and property tests: no cluster, loopback only
 integration: $(STAMP) ## Tests on a real API server, kubelet and pods
 	@echo "== integration tests (the first run builds Kubernetes, about ten minutes)"
 	@$(PY) -m pytest tests/integration
+
+test-slow: $(STAMP) ## Tests that take many minutes (a token's whole life)
+	@$(PY) -m pytest tests -m slow
 
 clean: ## Remove .venv and caches of this folder (never the user's cache folder)
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -147,6 +147,7 @@ class Exchange:
         timeout: Timeout | None = None,
         safe_to_double: bool = False,
         waiter: Waiter | None = None,
+        retries: Retries | None = None,
     ) -> Response:
         """Send a request, and again as far as the table in `retry` allows."""
         request = _Request(
@@ -159,6 +160,7 @@ class Exchange:
             stream,
             waiter or _PATIENT,
         )
+        policy = retries or self.retries
         attempt, waited, renewed = 0, 0.0, False
         while True:
             attempt += 1
@@ -170,7 +172,7 @@ class Exchange:
                 renewed = True
                 continue
             wait = wait_before_retry(
-                self.retries,
+                policy,
                 outcome,
                 method=method,
                 safe_to_double=safe_to_double,

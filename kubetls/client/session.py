@@ -39,6 +39,10 @@ CONFLICT_SECONDS: Final = 0.01
 """First pause after a conflict, as client-go's RetryOnConflict; it doubles."""
 
 
+# Streams have a back-off of their own; two would multiply.
+_ONCE: Final = Retries(attempts=0)
+
+
 class Session(Verbs):
     """A conversation with one API server; made by `session()`.
 
@@ -304,7 +308,13 @@ class Session(Verbs):
         return log_lines(self._stream, namespace, pod, options, follow=follow)
 
     def _body(self, path: str, query: Query, *, waiter: Waiter | None = None) -> bytes:
-        return self._exchange.request("GET", path, query=query, waiter=waiter).data
+        return self._exchange.request(
+            "GET",
+            path,
+            query=query,
+            waiter=waiter,
+            retries=None if waiter is None else _ONCE,
+        ).data
 
     def _stream(
         self,
@@ -316,7 +326,13 @@ class Session(Verbs):
     ) -> Response:
         timeout = Timeout(connect=self._exchange.timeout.connect, read=read_timeout)
         return self._exchange.request(
-            "GET", path, query=query, stream=True, timeout=timeout, waiter=waiter
+            "GET",
+            path,
+            query=query,
+            stream=True,
+            timeout=timeout,
+            waiter=waiter,
+            retries=None if waiter is None else _ONCE,
         )
 
     # ------------------------------------------------------------------ other stacks

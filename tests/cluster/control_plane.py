@@ -11,8 +11,10 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import time
+import urllib.request
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 READY_SECONDS = 60.0
+RELOAD_SECONDS = 90.0
 ISSUER = "https://kubernetes.default.svc.cluster.local"
 
 _AUDIT_POLICY = """\
@@ -259,6 +262,40 @@ class ControlPlane:
             self._serving = serving
             self._write_serving()
         self.start_apiserver()
+
+    def present(self, serving: Pair) -> None:
+        """Exchange the serving certificate under the running API server.
+
+        Raises:
+            ClusterUnavailable: It does not load it.
+        """
+        self._serving = serving
+        self._write_serving()
+        wanted = ssl.PEM_cert_to_DER_cert(serving.certificate.decode())
+        deadline = time.monotonic() + RELOAD_SECONDS
+        while self._presented() != wanted:
+            if time.monotonic() > deadline:
+                msg = f"the certificate was not loaded within {RELOAD_SECONDS:g} s"
+                raise ClusterUnavailable(msg)
+            time.sleep(0.2)
+
+    def _presented(self) -> bytes:
+        address = ("127.0.0.1", self.port)
+        return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(address))
+
+    def compact(self) -> None:
+        """Let etcd forget all but the present state."""
+        answer = self._ask_etcd("range", {"key": base64.b64encode(b"/").decode()})
+        revision = answer["header"]["revision"]
+        self._ask_etcd("compaction", {"revision": revision, "physical": True})
+
+    def _ask_etcd(self, what: str, body: dict[str, object]) -> dict[str, Any]:
+        request = urllib.request.Request(  # plain http on loopback, as etcd listens
+            f"{self._etcd}/v3/kv/{what}", json.dumps(body).encode()
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
 
     def stop(self) -> None:
         """End everything; the folder with its logs stays."""

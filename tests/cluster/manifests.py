@@ -56,6 +56,7 @@ def pod(
     *,
     account_name: str = ACCOUNT,
     env: dict[str, str] | None = None,
+    mounts: list[dict[str, Any]] | None = None,
     **spec: Any,
 ) -> dict[str, Any]:
     """Return a pod that runs a command of the image, as an unprivileged user."""
@@ -70,6 +71,7 @@ def pod(
         "imagePullPolicy": "IfNotPresent",
         "command": command,
         "env": entries,
+        "volumeMounts": mounts or [],
         "securityContext": {"runAsUser": 1000, "allowPrivilegeEscalation": False},
     }
     return {
