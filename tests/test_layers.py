@@ -118,12 +118,17 @@ TABLE = {
     "flame_backend.runner.processes": "edges",
     "flame_backend.runner.slot": "edges",
     "flame_backend.runner.zygote": "edges",
+    "flame_backend.wire.complaints": "rules",
     "flame_backend.wire.decoding": "edges",
     "flame_backend.wire.exceptions": "edges",
     "flame_backend.wire.frames": "values",
     # Builds Paths and arrays.
     "flame_backend.wire.functions": "edges",
+    "flame_backend.wire.hashing": "rules",
     "flame_backend.wire.link": "edges",
+    "flame_backend.wire.rebuilding": "edges",
+    "flame_backend.wire.stack": "edges",
+    "flame_backend.wire.tags": "values",
     "flame_backend.wire.text": "values",
     "flame_backend.wire.values": "edges",
 }

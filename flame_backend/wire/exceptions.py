@@ -16,24 +16,29 @@ import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.errors import MalformedFrame, RemoteError
-from flame_backend.wire.decoding import decode, rebuilt_exception
+from flame_backend.wire import rebuilding
+from flame_backend.wire.decoding import decode
 from flame_backend.wire.text import clean
 from flame_backend.wire.values import Encoded, encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+NAME_CHARACTERS: Final = 256
 TRACEBACK_CHARACTERS: Final = 64 * 1024
 MESSAGE_CHARACTERS: Final = 8 * 1024
 
-_STEERING: Final = (StopIteration, StopAsyncIteration)
+NOTE_CHARACTERS: Final = 1024
+NOTES: Final = 16
+STATE_BYTES: Final = 1024 * 1024
+"""Arguments and attributes beyond this stay behind; the text goes without them."""
 
 _TABLE: Final[dict[str, type[Exception]]] = {
     f"builtins.{name}": kind
     for name, kind in vars(builtins).items()
     if isinstance(kind, type)
     and issubclass(kind, Exception)
-    and not issubclass(kind, _STEERING)
+    and not rebuilding.steers(kind)
     and not issubclass(kind, BaseExceptionGroup)
 } | {
     "subprocess.CalledProcessError": subprocess.CalledProcessError,
@@ -46,33 +51,33 @@ def encode_exception(
     error: BaseException, *, result_types: Sequence[type] = ()
 ) -> Encoded:
     """Encode an exception; never raises, whatever the exception does."""
-    name = _qualified(type(error))
-    text = "".join(_formatted(error))
+    kind = type(error)
+    name = _qualified(kind)
     facts: dict[str, Any] = {
-        "type": name,
-        "message": clean(_message(error), MESSAGE_CHARACTERS),
-        "traceback": clean(text, TRACEBACK_CHARACTERS),
-        "notes": [clean(str(note), 1024) for note in _notes(error)[:16]],
+        "type": clean(name, NAME_CHARACTERS),
+        "message": clean(_text(error), MESSAGE_CHARACTERS),
+        "traceback": clean(_formatted(error), TRACEBACK_CHARACTERS),
+        "notes": [clean(_text(note), NOTE_CHARACTERS) for note in _notes(error)],
         "args": None,
         "state": None,
         "index": None,
     }
-    plain = encode(facts)
     kinds = list(result_types)
-    if type(error) in kinds:
-        facts["index"] = kinds.index(type(error))
-    elif name not in _TABLE or type(error) is not _TABLE[name]:
-        return plain
+    if kind in kinds and not rebuilding.steers(kind):
+        index = kinds.index(kind)
+    elif _TABLE.get(name) is kind:
+        index = None
+    else:
+        return encode(facts)
     try:
-        state = {key: item for key, item in vars(error).items() if key[:2] != "__"}
-        facts |= {"args": list(error.args), "state": state}
-        if isinstance(error, OSError) and error.filename is not None:
-            # OSError keeps errno and strerror in args and the rest in slots.
-            names = [error.errno, error.strerror, error.filename]
-            facts["args"] = names
-        return encode(facts, result_types=result_types, limit=1024 * 1024)
+        held = {
+            "index": index,
+            "args": list(error.args),
+            "state": rebuilding.exception_state(error),
+        }
+        return encode(facts | held, result_types=result_types, limit=STATE_BYTES)
     except Exception:  # noqa: BLE001 - odd attributes: the text goes without them
-        return plain
+        return encode(facts)
 
 
 def decode_exception(
@@ -89,13 +94,13 @@ def decode_exception(
     facts = decode(body, segments, result_types=result_types)
     try:
         remote = RemoteError(
-            clean(facts["type"], 256),
+            clean(facts["type"], NAME_CHARACTERS),
             clean(facts["message"], MESSAGE_CHARACTERS),
             clean(facts["traceback"], TRACEBACK_CHARACTERS),
         )
+        notes = [clean(note, NOTE_CHARACTERS) for note in facts["notes"][:NOTES]]
         kind = _kind_of(facts, result_types)
-        notes = [clean(note, 1024) for note in facts["notes"]]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError) as error:
         msg = "an exception with other facts than it has"
         raise MalformedFrame(msg) from error
     rebuilt = remote if kind is None else _rebuilt(kind, facts, remote)
@@ -112,19 +117,16 @@ def _kind_of(facts: Any, result_types: Sequence[type]) -> type[Exception] | None
         return _TABLE.get(facts["type"])
     if type(index) is int and 0 <= index < len(result_types):
         kind = result_types[index]
-        if issubclass(kind, Exception):
-            return kind
+        return None if rebuilding.steers(kind) else kind
     return None
 
 
 def _rebuilt(kind: type[Exception], facts: Any, remote: RemoteError) -> Exception:
     try:
-        args = tuple(facts["args"])
-        if issubclass(kind, OSError | UnicodeError) and facts["index"] is None:
-            rebuilt: Exception = kind(*args)
-        else:
-            rebuilt = rebuilt_exception(kind, args, dict(facts["state"] or {}))
-    except Exception:  # noqa: BLE001 - a class of the app refused its data: tell the text
+        rebuilt = rebuilding.exception(kind, tuple(facts["args"]), facts["state"])
+        if facts["index"] is None:
+            str(rebuilt)  # arguments of other types would fail when they are shown
+    except Exception:  # noqa: BLE001 - data that its class refuses: tell the text
         return remote
     rebuilt.__cause__ = remote
     return rebuilt
@@ -134,20 +136,20 @@ def _qualified(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _message(error: BaseException) -> str:
+def _text(shown: object) -> str:
     try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - a user's __str__
+        return str(shown)
+    except BaseException:  # noqa: BLE001 - a user's __str__, whatever it raises
         return "(its text could not be made)"
 
 
 def _notes(error: BaseException) -> list[object]:
     notes = getattr(error, "__notes__", None)
-    return notes if isinstance(notes, list) else []
+    return notes[:NOTES] if isinstance(notes, list) else []
 
 
-def _formatted(error: BaseException) -> list[str]:
+def _formatted(error: BaseException) -> str:
     try:
-        return traceback.format_exception(error)
-    except Exception:  # noqa: BLE001 - a user's __str__ or __repr__
-        return [f"{_qualified(type(error))} (its traceback could not be made)"]
+        return "".join(traceback.format_exception(error))
+    except BaseException:  # noqa: BLE001 - a user's __str__ or __repr__
+        return f"{_qualified(type(error))} (its traceback could not be made)"
