@@ -27,11 +27,32 @@ GIVEN_BYTES: Final = 4 * 1024 * 1024
 _setting = threading.Lock()
 
 
+class _Here(threading.local):
+    """What is known of the current thread."""
+
+    large: bool | None = None
+
+
+_here = _Here()
+
+
 def is_large() -> bool:
-    """Tell whether threads started now, and so presumably this one, have enough."""
-    # The lock: another thread may have set the size for a moment, below.
+    """Tell whether the current thread seems to have enough."""
+    large = _here.large
+    if large is None:
+        large = _here.large = _seems_large()
+    return large
+
+
+def _seems_large() -> bool:
+    if threading.get_ident() == threading.main_thread().ident:
+        return _default_is_large()
+    # The lock: another thread may have set the size for a moment, below. Reading the
+    # size also sets it to 0.
     with _setting:
         size = threading.stack_size()
+        if size:
+            threading.stack_size(size)
     return size >= NEEDED_BYTES if size else _default_is_large()
 
 

@@ -10,7 +10,7 @@ memoryview come back as bytes, a Path as a Path of this system, and of a datacla
 fields only.
 
 Encoding is here, on the runner's side; the parent's half is `decoding`, which is total
-on any bytes. Memory is bounded by about 72 times the body, whose limit is `max_result`;
+on any bytes. Memory is bounded by about 90 times the body, whose limit is `max_result`;
 nesting is bounded, and sets and keys that collide are refused.
 """
 
