@@ -217,6 +217,22 @@ def test_segment_is_referred_to_exactly_once() -> None:
         decode(ormsgpack.packb(1), [b"x"])
 
 
+def test_document_is_referred_to_exactly_once() -> None:
+    """Twice would multiply memory, also when another one is left out."""
+    once = link(Tag.TUPLE)
+    with pytest.raises(MalformedFrame, match="twice"):
+        decode(chunked([b"\x90", b"\x90"], [once, once]))
+
+
+@pytest.mark.parametrize("zone", ["../../etc/passwd", "a.b/c", "/etc/passwd", "x y"])
+def test_time_zone_from_the_wire_is_never_a_path_nor_a_module(zone: str) -> None:
+    """It is refused before `zoneinfo` looks for it."""
+    body = ormsgpack.packb(ext(Tag.DATETIME, f"2020-01-01 0 {zone}".encode()))
+    with pytest.raises(MalformedFrame, match=r"time zone|ValueError") as caught:
+        decode(body)
+    assert " " in zone or "time zone" in str(caught.value)
+
+
 def test_tuples_nest_to_the_limit_on_both_ends() -> None:
     """What the runner may send the parent takes; one level more both refuse."""
     value: Any = 1

@@ -144,7 +144,10 @@ def _text(shown: object) -> str:
 
 
 def _notes(error: BaseException) -> list[object]:
-    notes = getattr(error, "__notes__", None)
+    try:
+        notes = getattr(error, "__notes__", None)
+    except BaseException:  # noqa: BLE001 - a user's __getattribute__
+        return []
     return notes[:NOTES] if isinstance(notes, list) else []
 
 
