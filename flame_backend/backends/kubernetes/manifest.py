@@ -3,74 +3,80 @@
 Pure: dicts in, a new dict out; nothing that was passed in is changed. The user's part
 is a dict, YAML text or a callback; None in it deletes an inherited field, containers,
 environment and volumes are merged by name. Fields that would take a runner out of our
-hands are refused with their path.
+hands are refused with their path. `stages` keeps the pod after each step, so that
+`flame-backend render --explain` can say where a field came from.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
+from flame_backend.backends.kubernetes.hardening import (
+    restrict,
+    set_defaults,
+    settle_escalation,
+)
+from flame_backend.backends.kubernetes.merging import merged, plain
 from flame_backend.backends.kubernetes.pod_template import (
-    RESERVED_ENV,
     RUNNER_CONTAINER,
     app_container,
     inherited_pod,
 )
+from flame_backend.backends.kubernetes.refusals import (
+    LABEL,
+    MANAGED_BY,
+    TOKEN_FOLDER,
+    TOKEN_VOLUME,
+    refuse_forbidden,
+    refuse_variable,
+)
 from flame_backend.errors import ManifestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from flame_backend.backends.kubernetes.pod_template import Inherit
 
     Manifest = (
         Mapping[str, Any]
         | str
-        | Callable[[dict[str, Any], dict[str, Any]], Mapping[str, Any]]
+        | Callable[[dict[str, Any], dict[str, Any]], Mapping[str, Any] | str]
     )
+    Hardening = Literal["inherit", "restricted"]
+
+__all__ = [
+    "LABEL",
+    "TOKEN_PATH",
+    "TOKEN_SECONDS",
+    "RunnerIdentity",
+    "RunnerOptions",
+    "runner_pod",
+    "stages",
+]
 
 TOKEN_SECONDS: Final = 600
 """The shortest life the API server grants a projected token."""
 
-TOKEN_FOLDER: Final = "/var/run/secrets/flame"  # noqa: S105 - a path
 TOKEN_PATH: Final = f"{TOKEN_FOLDER}/token"
-TOKEN_VOLUME: Final = "flame-token"  # noqa: S105 - a volume's name
 
-LABEL: Final = "flame-backend"
+# The tail of a crashed process' output is the answer to most questions.
+_DEFAULT_ENV: Final = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
 
-# Each would take the runner out of our hands, or into another object's.
-_FORBIDDEN: Final = {
-    ("metadata", "name"): "the pool names its runners",
-    ("metadata", "generateName"): "the pool names its runners",
-    ("metadata", "namespace"): "runners live in their parent's namespace",
-    ("metadata", "ownerReferences"): "a runner belongs to its parent's pod",
-    ("spec", "nodeName"): "it goes around the scheduler; use nodeSelector",
-    ("spec", "restartPolicy"): "a runner is never restarted, the pool boots another",
-    ("spec", "initContainers"): "not supported yet",
-    ("spec", "ephemeralContainers"): "cannot be created with a pod",
-    ("spec", "hostNetwork"): "a runner needs an address of its own",
-    ("spec", "hostPID"): "a runner's processes are its own",
-    ("spec", "hostIPC"): "a runner's processes are its own",
-    ("spec", "automountServiceAccountToken"): "runners have no API token",
-    ("status",): "is the cluster's to write",
+# Idle scale-in is the pool's to decide, and a moved runner loses its calls.
+_DEFAULT_ANNOTATIONS: Final = {
+    "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    "karpenter.sh/do-not-disrupt": "true",
 }
-_FORBIDDEN_CONTAINER: Final = ("command", "args", "lifecycle", "stdin", "tty")
 
-# A ReplicaSet, StatefulSet or Job adopts or counts pods by these.
-_ADOPTION_LABELS: Final = (
-    "pod-template-hash", "controller-revision-hash", "statefulset.kubernetes.io/",
-    "job-name", "controller-uid", "batch.kubernetes.io/",
-)  # fmt: skip
-
-_MERGE_KEYS: Final = {
-    "containers": "name",
-    "env": "name",
-    "volumes": "name",
-    "volumeMounts": "mountPath",
-    "volumeDevices": "devicePath",
-    "imagePullSecrets": "name",
-    "hostAliases": "ip",
+_DOWNWARD: Final = {
+    "POD_NAME": "metadata.name",
+    "POD_NAMESPACE": "metadata.namespace",
+    "POD_UID": "metadata.uid",
+    "POD_IP": "status.podIP",
 }
 
 
@@ -86,6 +92,7 @@ class RunnerIdentity:
         parent_variable: Text of FLAME_PARENT.
         boot_timeout: Seconds after which a Pending one may be swept.
         grace: terminationGracePeriodSeconds.
+        max_lifetime: Seconds after which the cluster ends it, whatever the pool does.
     """
 
     name: str
@@ -95,11 +102,25 @@ class RunnerIdentity:
     parent_variable: str
     boot_timeout: float
     grace: int
+    max_lifetime: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerOptions:
-    """The user's say: see `KubernetesBackend`."""
+    """The user's say: see `KubernetesBackend`.
+
+    Attributes:
+        manifest: What differs from the parent's pod: dict, YAML text or callback.
+        env: Variables; None deletes an inherited one.
+        resources: Replaces the container's.
+        container: The parent's container to copy.
+        service_account: Account of the runners; None for the parent's.
+        owner_reference: Let the cluster remove runners with the parent's pod.
+        inherit: "app" for a copy of the app, "image" for its image and account.
+        hardening: "restricted" makes the pod fit the profile of that name.
+        sidecars: Containers of the parent's pod that come along.
+        python: The runner image's interpreter; None for this process' own.
+    """
 
     manifest: Manifest | None = None
     env: Mapping[str, str | None] | None = None
@@ -107,6 +128,10 @@ class RunnerOptions:
     container: str | None = None
     service_account: str | None = None
     owner_reference: bool = True
+    inherit: Inherit = "app"
+    hardening: Hardening = "inherit"
+    sidecars: Sequence[str] = ()
+    python: str | None = None
 
 
 def runner_pod(
@@ -125,46 +150,68 @@ def runner_pod(
     Raises:
         ManifestError: Names the field and the rule.
     """
+    *_, (_, pod) = _steps(parent_pod, options, identity)
+    return pod
+
+
+def stages(
+    parent_pod: Mapping[str, Any], options: RunnerOptions, identity: RunnerIdentity
+) -> list[tuple[str, dict[str, Any]]]:
+    """Build the same pod and return it after each step, with the step's name.
+
+    Raises:
+        ManifestError: Names the field and the rule.
+    """
+    steps = _steps(parent_pod, options, identity)
+    return [(name, copy.deepcopy(pod)) for name, pod in steps]
+
+
+def _steps(
+    parent_pod: Mapping[str, Any], options: RunnerOptions, identity: RunnerIdentity
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the pod after each step; the same one, changed further by the next."""
+    if options.hardening not in {"inherit", "restricted"}:
+        raise ManifestError("hardening", 'must be "inherit" or "restricted"')
     parent = copy.deepcopy(dict(parent_pod))
     container = app_container(parent, options.container)
-    pod = inherited_pod(parent, container)
     user = _user_manifest(options.manifest, parent, container)
-    _refuse_forbidden(user)
-    pod = dict(_merged(pod, _aimed(user), "manifest"))
-    runner = _runner_container(pod)
-    if options.resources is not None:
-        runner["resources"] = copy.deepcopy(dict(options.resources))
-    _add_env(runner, options.env or {})
-    if options.service_account:
-        pod["spec"]["serviceAccountName"] = options.service_account
-    _force(pod, runner, identity)
-    if options.owner_reference:
-        pod["metadata"]["ownerReferences"] = [_owner(parent)]
-    return pod
+    refuse_forbidden(user, parent)
+    pod = inherited_pod(parent, container, options.inherit, options.sidecars)
+    yield f"inherited from {container['name']}", pod
+    _set_defaults(pod)
+    yield "default", pod
+    pod = merged(pod, _aimed(user), "manifest")
+    _settle(pod)
+    yield "manifest", pod
+    _apply_options(pod, options)
+    yield "option", pod
+    if options.hardening == "restricted":
+        restrict(pod)
+        yield "hardening", pod
+    _force(pod, options, identity)
+    pod["metadata"].update(_ownership(parent, options))
+    yield "flame-backend", pod
+
+
+# ------------------------------------------------------------------ the user's part
 
 
 def _user_manifest(
     manifest: Manifest | None, parent: dict[str, Any], container: dict[str, Any]
 ) -> dict[str, Any]:
-    if manifest is None:
-        return {}
-    found: Any = manifest
+    found: Any = {} if manifest is None else manifest
     if callable(manifest):
         found = _called(manifest, parent, container)
     if isinstance(found, str):
-        import yaml
-
-        try:
-            found = yaml.safe_load(found)
-        except yaml.YAMLError as error:
-            raise ManifestError("manifest", f"not YAML: {error}") from error
+        found = _parsed(found)
+    found = plain(found, "manifest")
     if not isinstance(found, dict):
         raise ManifestError("manifest", "must be a mapping")
-    return copy.deepcopy(found)
+    return found
 
 
 def _called(
-    callback: Callable[[dict[str, Any], dict[str, Any]], Mapping[str, Any]],
+    callback: Callable[[dict[str, Any], dict[str, Any]], Mapping[str, Any] | str],
     parent: dict[str, Any],
     container: dict[str, Any],
 ) -> object:
@@ -175,42 +222,14 @@ def _called(
         raise ManifestError("manifest", reason) from error
 
 
-def _refuse_forbidden(user: dict[str, Any]) -> None:
-    for path, reason in _FORBIDDEN.items():
-        value: Any = user
-        for part in path:
-            value = value.get(part) if isinstance(value, dict) else None
-        if value is not None:
-            raise ManifestError(f"manifest.{'.'.join(path)}", reason)
-    if user.get("kind", "Pod") != "Pod" or user.get("apiVersion", "v1") != "v1":
-        raise ManifestError("manifest.kind", "a runner is a v1 Pod")
-    for label in (user.get("metadata") or {}).get("labels") or {}:
-        if label.startswith((f"{LABEL}/", *_ADOPTION_LABELS)):
-            reason = "is reserved: a controller would adopt the runner"
-            raise ManifestError(f"manifest.metadata.labels[{label}]", reason)
-    containers = (user.get("spec") or {}).get("containers") or []
-    if len(containers) > 1:
-        raise ManifestError(
-            "manifest.spec.containers", "sidecars are not supported yet"
-        )
-    for item in containers:
-        _refuse_in_container(item, "manifest.spec.containers[0]")
+def _parsed(text: str) -> object:
+    import yaml
 
-
-def _refuse_in_container(item: dict[str, Any], where: str) -> None:
-    for field in _FORBIDDEN_CONTAINER:
-        if item.get(field) is not None:
-            reason = "the runner's process is the pool's to start"
-            raise ManifestError(f"{where}.{field}", reason)
-    for entry in item.get("env") or ():
-        _refuse_reserved(entry.get("name"), f"{where}.env")
-
-
-def _refuse_reserved(name: object, where: str) -> None:
-    if not isinstance(name, str) or not name or "=" in name:
-        raise ManifestError(where, f"{name!r} is no name of a variable")
-    if RESERVED_ENV.match(name):
-        raise ManifestError(f"{where}[{name}]", "is reserved for the runner itself")
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        words = " ".join(str(error).split())
+        raise ManifestError("manifest", f"not YAML: {words}") from error
 
 
 def _aimed(user: dict[str, Any]) -> dict[str, Any]:
@@ -220,127 +239,142 @@ def _aimed(user: dict[str, Any]) -> dict[str, Any]:
     return user
 
 
-def _merged(base: Any, patch: Any, where: str) -> Any:
-    """Merge as kubectl does: by key, lists by name; None deletes."""
-    if not isinstance(base, dict) or not isinstance(patch, dict):
-        return patch
-    result = dict(base)
-    for key, value in patch.items():
-        place = f"{where}.{key}"
+def _set_defaults(pod: dict[str, Any]) -> None:
+    """Set what the app leaves open; the user's manifest may still take it out."""
+    set_defaults(pod)
+    env = pod["spec"]["containers"][0]["env"]
+    known = {entry["name"] for entry in env}
+    env.extend(
+        {"name": name, "value": value}
+        for name, value in _DEFAULT_ENV.items()
+        if name not in known
+    )
+    pod["metadata"]["annotations"] = dict(_DEFAULT_ANNOTATIONS)
+
+
+def _settle(pod: dict[str, Any]) -> None:
+    """Follow up on what the manifest took out and put in."""
+    if not _runner(pod).get("image"):
+        reason = "a runner needs an image"
+        raise ManifestError("manifest.spec.containers[0].image", reason)
+    settle_escalation(pod)
+    spec = pod["spec"]
+    containers = [*(spec.get("initContainers") or ()), *spec["containers"]]
+    mounted = {
+        entry["name"]
+        for container in containers
+        for field in ("volumeMounts", "volumeDevices")
+        for entry in container.get(field) or ()
+        if "name" in entry
+    }
+    # An unused volume would still be attached, and may be one a webhook adds again.
+    there = [v for v in spec.get("volumes") or () if v["name"] in mounted]
+    spec["volumes"] = there
+    known = {volume["name"] for volume in there}
+    for container in containers:
+        mounts = container.get("volumeMounts")
+        if mounts is not None:
+            container["volumeMounts"] = [m for m in mounts if m.get("name") in known]
+
+
+def _apply_options(pod: dict[str, Any], options: RunnerOptions) -> None:
+    runner, spec = _runner(pod), pod["spec"]
+    if options.resources is not None:
+        runner["resources"] = plain(options.resources, "resources")
+        # The parent's sum over its containers says nothing of this one.
+        spec.pop("resources", None)
+    _apply_env(runner, options.env or {})
+    if options.service_account:
+        spec["serviceAccountName"] = options.service_account
+
+
+def _apply_env(runner: dict[str, Any], env: Mapping[str, str | None]) -> None:
+    """Set variables where they stand: $(VAR) expands only what comes before it."""
+    entries = {entry["name"]: entry for entry in runner.get("env") or ()}
+    for name, value in env.items():
+        refuse_variable(name, "env")
         if value is None:
-            result.pop(key, None)
-        elif key in _MERGE_KEYS and isinstance(value, list):
-            result[key] = _merged_list(
-                result.get(key) or [], value, _MERGE_KEYS[key], place
-            )
+            entries.pop(name, None)
+        elif isinstance(value, str):
+            entries[name] = {"name": name, "value": value}
         else:
-            result[key] = _merged(result.get(key), value, place)
-    return result
+            raise ManifestError(f"env[{name}]", "must be text")
+    runner["env"] = list(entries.values())
 
 
-def _merged_list(base: list[Any], patch: list[Any], key: str, where: str) -> list[Any]:
-    result = {item[key]: item for item in base}
-    for number, item in enumerate(patch):
-        if not isinstance(item, dict) or key not in item:
-            raise ManifestError(f"{where}[{number}]", f"needs a {key}")
-        name = item[key]
-        if key == "name" and where.endswith("env") and set(item) == {"name", "value"}:
-            # A value replaces valueFrom; None deletes the variable.
-            if item["value"] is None:
-                result.pop(name, None)
-            else:
-                result[name] = item
-        else:
-            result[name] = _merged(result.get(name) or {}, item, f"{where}[{name}]")
-    return list(result.values())
-
-
-def _runner_container(pod: dict[str, Any]) -> dict[str, Any]:
+def _runner(pod: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = pod["spec"]["containers"][0]
     return found
 
 
-def _add_env(runner: dict[str, Any], env: Mapping[str, str | None]) -> None:
-    for name in env:
-        _refuse_reserved(name, "env")
-    kept = [item for item in runner.get("env") or () if item["name"] not in env]
-    for name, value in env.items():
-        if value is not None:
-            if not isinstance(value, str):
-                raise ManifestError(f"env[{name}]", "must be text")
-            kept.append({"name": name, "value": value})
-    runner["env"] = kept
+# ------------------------------------------------------------------ ours, and last
 
 
 def _force(
-    pod: dict[str, Any], runner: dict[str, Any], identity: RunnerIdentity
+    pod: dict[str, Any], options: RunnerOptions, identity: RunnerIdentity
 ) -> None:
     """Set what makes it a runner; nothing of the user's comes after this."""
     pod["apiVersion"], pod["kind"] = "v1", "Pod"
-    metadata, spec = pod.setdefault("metadata", {}), pod["spec"]
+    metadata, spec, runner = pod.setdefault("metadata", {}), pod["spec"], _runner(pod)
     metadata["name"] = identity.name
     metadata["labels"] = {
         **(metadata.get("labels") or {}),
-        "app.kubernetes.io/managed-by": LABEL,
+        MANAGED_BY: LABEL,
         f"{LABEL}/pool": identity.pool,
         f"{LABEL}/instance": identity.instance,
     }
     metadata["annotations"] = {
         **(metadata.get("annotations") or {}),
         f"{LABEL}/boot-timeout": f"{identity.boot_timeout:g}",
-        # Idle scale-in is the pool's to decide, and a moved runner loses its calls.
-        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
     }
     spec["restartPolicy"] = "Never"
     spec["automountServiceAccountToken"] = False
     spec["terminationGracePeriodSeconds"] = identity.grace
-    spec.setdefault("enableServiceLinks", False)
-    spec.setdefault("securityContext", {}).setdefault(
-        "seccompProfile", {"type": "RuntimeDefault"}
-    )
-    context = runner.setdefault("securityContext", {})
-    if not context.get("privileged"):
-        context.setdefault("allowPrivilegeEscalation", False)
-    runner["command"] = [sys.executable, "-P", "-m", "flame_backend.runner"]
+    if identity.max_lifetime is not None:
+        spec["activeDeadlineSeconds"] = max(1, math.ceil(identity.max_lifetime))
+    python = options.python or sys.executable
+    # -P: what lies in the working folder does not get imported as ours.
+    runner["command"] = [python, "-P", "-m", "flame_backend.runner"]
+    # User exceptions stay out of what `get pods` shows.
     runner["terminationMessagePolicy"] = "File"
-    source = {
-        "serviceAccountToken": {
-            "audience": identity.audience,
-            "expirationSeconds": TOKEN_SECONDS,
-            "path": "token",
-        }
-    }
-    volumes = [v for v in spec.get("volumes") or () if v["name"] != TOKEN_VOLUME]
-    spec["volumes"] = [
-        *volumes,
-        {"name": TOKEN_VOLUME, "projected": {"sources": [source]}},
-    ]
-    runner["volumeMounts"] = [
-        *(m for m in runner.get("volumeMounts") or () if m["name"] != TOKEN_VOLUME),
-        {"name": TOKEN_VOLUME, "mountPath": TOKEN_FOLDER, "readOnly": True},
-    ]
+    _force_token(spec, runner, identity.audience)
     runner["env"] = [
         # First: $(POD_IP) in a later entry expands only what stands before it.
         *(_downward(name, field) for name, field in _DOWNWARD.items()),
         *runner["env"],
         {"name": "FLAME_PARENT", "value": identity.parent_variable},
     ]
+    if not runner.get("resources"):
+        runner.pop("resources", None)
 
 
-_DOWNWARD: Final = {
-    "POD_NAME": "metadata.name",
-    "POD_NAMESPACE": "metadata.namespace",
-    "POD_UID": "metadata.uid",
-    "POD_IP": "status.podIP",
-}
+def _force_token(spec: dict[str, Any], runner: dict[str, Any], audience: str) -> None:
+    source = {
+        "serviceAccountToken": {
+            "audience": audience,
+            "expirationSeconds": TOKEN_SECONDS,
+            "path": "token",
+        }
+    }
+    # A runner's own runners inherit from it: its token is not among what they get.
+    spec["volumes"] = [
+        *(v for v in spec["volumes"] if v["name"] != TOKEN_VOLUME),
+        {"name": TOKEN_VOLUME, "projected": {"sources": [source]}},
+    ]
+    runner["volumeMounts"] = [
+        *(m for m in runner.get("volumeMounts") or () if m["name"] != TOKEN_VOLUME),
+        {"name": TOKEN_VOLUME, "mountPath": TOKEN_FOLDER, "readOnly": True},
+    ]
 
 
 def _downward(name: str, field: str) -> dict[str, Any]:
     return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": field}}}
 
 
-def _owner(parent: dict[str, Any]) -> dict[str, Any]:
-    return {
+def _ownership(parent: dict[str, Any], options: RunnerOptions) -> dict[str, Any]:
+    if not options.owner_reference:
+        return {}
+    owner = {
         "apiVersion": "v1",
         "kind": "Pod",
         "name": parent["metadata"]["name"],
@@ -348,3 +382,4 @@ def _owner(parent: dict[str, Any]) -> dict[str, Any]:
         # A ReplicaSet adopts matching pods that have no controller.
         "controller": True,
     }
+    return {"ownerReferences": [owner]}

@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import copy
 import re
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
+from flame_backend.backends.kubernetes.image_name import pinned
+from flame_backend.backends.kubernetes.injected import strip_injected
 from flame_backend.errors import ManifestError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Inherit = Literal["app", "image"]
 
 RUNNER_CONTAINER: Final = "flame-runner"
 
+# What the image needs to start: where it comes from, and as whom.
+_IMAGE_SPEC: Final = ("imagePullSecrets", "serviceAccountName")
+_IMAGE_CONTAINER: Final = ("image", "imagePullPolicy")
+
 # A runner is a copy of the app: same placement, same rights, same network names.
-_SPEC_FIELDS: Final = (
-    "affinity", "dnsConfig", "dnsPolicy", "hostAliases", "imagePullSecrets",
-    "nodeSelector", "os", "priorityClassName", "runtimeClassName", "schedulerName",
-    "securityContext", "serviceAccountName", "tolerations", "volumes",
+_APP_SPEC: Final = (
+    *_IMAGE_SPEC, "affinity", "dnsConfig", "dnsPolicy", "hostAliases", "hostUsers",
+    "nodeSelector", "os", "priorityClassName", "resourceClaims", "resources",
+    "runtimeClassName", "schedulerName", "securityContext", "tolerations", "volumes",
 )  # fmt: skip
-_CONTAINER_FIELDS: Final = (
-    "env", "envFrom", "image", "imagePullPolicy", "resources", "securityContext",
+_APP_CONTAINER: Final = (
+    *_IMAGE_CONTAINER, "env", "envFrom", "resources", "securityContext",
     "volumeDevices", "volumeMounts", "workingDir",
 )  # fmt: skip
 
-# Labels that clouds read to give a pod its identity; no selector of an app has them.
-_IDENTITY_LABELS: Final = ("azure.workload.identity/use",)
+# Filled in by newer API servers, and refused by older ones for a sidecar.
+_NOT_FOR_SIDECARS: Final = ("resizePolicy", "restartPolicyRules")
 
-_DIGEST: Final = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}\Z")
+IDENTITY_LABELS: Final = ("azure.workload.identity/use",)
+"""Labels by which clouds give a pod its identity; no selector of an app has them."""
 
 # Set by the kubelet or by us, never the app's.
 RESERVED_ENV: Final = re.compile(
@@ -48,69 +60,86 @@ def app_container(pod: dict[str, Any], name: str | None) -> dict[str, Any]:
     raise ManifestError("container", f"the pod has no container {name!r}, only {known}")
 
 
-def inherited_pod(pod: dict[str, Any], container: dict[str, Any]) -> dict[str, Any]:
+def inherited_pod(
+    pod: dict[str, Any],
+    container: dict[str, Any],
+    inherit: Inherit = "app",
+    sidecars: Sequence[str] = (),
+) -> dict[str, Any]:
     """Return a pod with everything that a runner takes over; shares nothing.
 
     Left behind: probes, lifecycle hooks, ports, command and arguments, the node,
-    numeric priority, host names, other containers, annotations, and every token: the
-    volume of the service account, injected again if wanted, and projected ones.
+    numeric priority, host names and namespaces, other containers, annotations, labels
+    but the clouds', and every token with what leads to it.
+
+    Args:
+        pod: The parent's.
+        container: The one of it that is the app.
+        inherit: "app" for a copy of the app, "image" for its image and account only.
+        sidecars: Containers of the parent's that come along.
+
+    Raises:
+        ManifestError: An unknown word, or a sidecar that the parent does not have.
     """
-    spec = {
-        field: copy.deepcopy(pod["spec"][field])
-        for field in _SPEC_FIELDS
-        if pod["spec"].get(field)
-    }
-    runner = {
-        field: copy.deepcopy(container[field])
-        for field in _CONTAINER_FIELDS
-        if container.get(field)
-    }
-    runner["image"] = _pinned_image(pod, container)
-    dropped = _drop_token_volumes(spec)
-    mounts = [m for m in runner.get("volumeMounts", ()) if m["name"] not in dropped]
-    runner["volumeMounts"] = mounts
+    if inherit not in {"app", "image"}:
+        raise ManifestError("inherit", 'must be "app" or "image"')
+    app = inherit == "app"
+    spec = _copied(pod["spec"], _APP_SPEC if app else _IMAGE_SPEC)
+    runner = _copied(container, _APP_CONTAINER if app else _IMAGE_CONTAINER)
+    runner["image"] = _running_image(pod, container)
+    beside = [_sidecar(pod, container["name"], name) for name in sidecars]
+    if beside:
+        volumes = copy.deepcopy(pod["spec"].get("volumes") or [])
+        spec.update(initContainers=beside, volumes=volumes)
+    strip_injected(spec, [runner, *beside])
     runner["env"] = [
-        item for item in runner.get("env", ()) if not RESERVED_ENV.match(item["name"])
+        item for item in runner["env"] if not RESERVED_ENV.match(item["name"])
     ]
     spec["containers"] = [{"name": RUNNER_CONTAINER, **runner}]
     labels = pod["metadata"].get("labels") or {}
-    kept = {name: labels[name] for name in _IDENTITY_LABELS if name in labels}
+    kept = {name: labels[name] for name in IDENTITY_LABELS if name in labels}
     return {"metadata": {"labels": kept}, "spec": spec}
 
 
-def _drop_token_volumes(spec: dict[str, Any]) -> set[str]:
-    """Take every service-account token out of the volumes; return those emptied."""
-    dropped: set[str] = set()
-    kept = []
-    for volume in spec.get("volumes", ()):
-        sources = volume.get("projected", {}).get("sources")
-        if sources is not None:
-            left = [item for item in sources if "serviceAccountToken" not in item]
-            if volume["name"].startswith("kube-api-access-") or not left:
-                dropped.add(volume["name"])
-                continue
-            volume["projected"]["sources"] = left
-        kept.append(volume)
-    spec["volumes"] = kept
-    return dropped
+def _copied(source: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    # hostUsers: False is a wish of its own; an empty list or mapping is none.
+    found = {field: source.get(field) for field in fields}
+    return {
+        field: copy.deepcopy(value)
+        for field, value in found.items()
+        if value or value is False
+    }
 
 
-def _pinned_image(pod: dict[str, Any], container: dict[str, Any]) -> str:
+def _sidecar(pod: dict[str, Any], app: str, name: str) -> dict[str, Any]:
+    """Return a parent's container as one that ends with the runner.
+
+    A second ordinary container would keep the pod alive; an init container that is
+    always restarted is what Kubernetes calls a sidecar.
+    """
+    spec = pod["spec"]
+    beside = [item for item in spec["containers"] if item["name"] != app]
+    for item in (*beside, *(spec.get("initContainers") or ())):
+        if item["name"] == name:
+            found: dict[str, Any] = copy.deepcopy(item)
+            break
+    else:
+        known = ", ".join(item["name"] for item in beside) or "none"
+        reason = f"the pod has no container {name!r} beside its app, only {known}"
+        raise ManifestError("sidecars", reason)
+    for field in _NOT_FOR_SIDECARS:
+        found.pop(field, None)
+    for port in found.get("ports") or ():
+        port.pop("hostPort", None)
+    if name in {item["name"] for item in beside}:
+        found["restartPolicy"] = "Always"
+    return found
+
+
+def _running_image(pod: dict[str, Any], container: dict[str, Any]) -> str:
     """Return the image the parent really runs, by digest where the status has one."""
     image: str = container["image"]
-    for status in pod.get("status", {}).get("containerStatuses", ()):
+    for status in (pod.get("status") or {}).get("containerStatuses") or ():
         if status["name"] == container["name"]:
-            identity = str(status.get("imageID", ""))
-            if _DIGEST.match(identity) and not identity.startswith("sha256:"):
-                repository = identity.partition("@")[0]
-                if repository.rpartition("/")[0] and _same(repository, image):
-                    return identity
+            return pinned(image, str(status.get("imageID") or ""))
     return image
-
-
-def _same(repository: str, image: str) -> bool:
-    return (
-        image.partition("@")[0]
-        .rsplit(":", 1)[0]
-        .endswith(repository.rpartition("/")[2])
-    )
