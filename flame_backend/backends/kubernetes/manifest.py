@@ -189,7 +189,7 @@ def _steps(
         restrict(pod)
         yield "hardening", pod
     _force(pod, options, identity)
-    pod["metadata"].update(_ownership(parent, options))
+    _force_parent(pod["metadata"], parent, owner=options.owner_reference)
     yield "flame-backend", pod
 
 
@@ -371,15 +371,14 @@ def _downward(name: str, field: str) -> dict[str, Any]:
     return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": field}}}
 
 
-def _ownership(parent: dict[str, Any], options: RunnerOptions) -> dict[str, Any]:
-    if not options.owner_reference:
-        return {}
-    owner = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "name": parent["metadata"]["name"],
-        "uid": parent["metadata"]["uid"],
+def _force_parent(
+    metadata: dict[str, Any], parent: dict[str, Any], *, owner: bool
+) -> None:
+    name, uid = parent["metadata"]["name"], parent["metadata"]["uid"]
+    # For people, and for sweeps of runners that have no owner.
+    ours = {f"{LABEL}/parent": name, f"{LABEL}/parent-uid": uid}
+    metadata["annotations"].update(ours)
+    if owner:
         # A ReplicaSet adopts matching pods that have no controller.
-        "controller": True,
-    }
-    return {"ownerReferences": [owner]}
+        reference = {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}
+        metadata["ownerReferences"] = [reference | {"controller": True}]

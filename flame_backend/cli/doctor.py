@@ -1,0 +1,262 @@
+"""flame-backend doctor: would runners work here, and what is missing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import kubetls
+from flame_backend.backends.kubernetes.access import DIAGNOSIS_RULES, RULES
+from flame_backend.backends.kubernetes.manifest import runner_pod
+from flame_backend.backends.kubernetes.pod_template import app_container
+from flame_backend.cli import output
+from flame_backend.cli.cluster import add_cluster_options, open_session
+from flame_backend.cli.runners import (
+    add_parent_options,
+    add_runner_options,
+    in_pod,
+    parent_pod,
+    runner_options,
+    sample_identity,
+)
+from flame_backend.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Mapping
+
+HELP = "check rights, identity, labels, and a runner's pod"
+DESCRIPTION = """\
+Ask the API server whether runners would work: the account's rights, the issuer's keys
+that prove a runner's identity, the parent's pod, Services that would take runners for
+the app, and a dry run of the very pod. Nothing is created.
+"""
+EPILOG = """\
+examples:
+  kubectl exec deploy/web -- flame-backend doctor       # as the app's own account
+  flame-backend doctor -n shop --pod web-5d9 --as-account web
+"""
+
+COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
+_AUTHORIZATION = "authorization.k8s.io/v1"
+
+
+class Check(NamedTuple):
+    """One thing that was looked at.
+
+    Attributes:
+        name: What.
+        verdict: ok, warn, fail or skip.
+        detail: What was found.
+        remedy: What to do; "" when nothing.
+    """
+
+    name: str
+    verdict: str
+    detail: str
+    remedy: str = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    parser.add_argument(
+        "--as-account",
+        metavar="NAME",
+        help="ask for the rights of this service account instead of your own; takes "
+        "the right to create subjectaccessreviews",
+    )
+    add_parent_options(parser)
+    add_runner_options(parser)
+    add_cluster_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print every check; 1 when one of them failed."""
+    checks = []
+    with open_session(args) as session:
+        for check in _checks(session, args):
+            checks.append(check)
+            if not args.json:
+                _print(check)
+    if args.json:
+        output.as_json([check._asdict() for check in checks])
+    return int(any(check.verdict == "fail" for check in checks))
+
+
+def _print(check: Check) -> None:
+    mark = output.coloured(f"{check.verdict:4}", COLOURS[check.verdict])
+    detail = " ".join(check.detail.split())
+    output.say(f"{mark}  {check.name}: {detail}")
+    if check.remedy:
+        output.say(f"      {check.remedy}")
+
+
+def _checks(session: kubetls.Session, args: argparse.Namespace) -> Iterator[Check]:
+    # Not reaching the server at all is an error of its own, with its own exit code.
+    version = session.get("/version").get("gitVersion")
+    yield Check("server", "ok", f"{session.server} {version}, {session.config.origin}")
+    yield from _rights(session, args.as_account)
+    yield _issuer(session)
+    if args.pod is None and args.parent is None and not in_pod():
+        remedy = "give the app's pod with --pod, or a file with --parent"
+        yield Check("parent", "skip", "this is no pod and none is named", remedy)
+        return
+    try:
+        parent = parent_pod(args, session)
+        pod = runner_pod(
+            parent, runner_options(args), sample_identity(args.pool, parent)
+        )
+    except (kubetls.KubeTLSError, ConfigurationError) as error:
+        yield Check("parent", "fail", str(error))
+        return
+    yield _variables(parent, args.container)
+    yield _addresses(parent, from_file=args.parent is not None)
+    yield from _clashes(session, pod)
+    yield _dry_run(session, pod, from_file=args.parent is not None)
+
+
+# ------------------------------------------------------------------ rights, identity
+
+
+def _rights(session: kubetls.Session, account: str | None) -> Iterator[Check]:
+    for rules, missing in ((RULES, "fail"), (DIAGNOSIS_RULES, "warn")):
+        for rule in rules:
+            for resource in rule["resources"]:
+                for verb in rule["verbs"]:
+                    yield _right(session, account, verb, resource, missing)
+
+
+def _right(
+    session: kubetls.Session, account: str | None, verb: str, what: str, missing: str
+) -> Check:
+    name = f"may {verb} {what}"
+    resource, _, subresource = what.partition("/")
+    attributes = {
+        "namespace": session.namespace,
+        "verb": verb,
+        "resource": resource,
+        "subresource": subresource,
+    }
+    spec: dict[str, Any] = {"resourceAttributes": attributes}
+    kind = "SelfSubjectAccessReview"
+    if account:
+        kind = "SubjectAccessReview"
+        spec["user"] = f"system:serviceaccount:{session.namespace}:{account}"
+        group = "system:serviceaccounts"
+        spec["groups"] = [group, f"{group}:{session.namespace}", "system:authenticated"]
+    review = {"apiVersion": _AUTHORIZATION, "kind": kind, "spec": spec}
+    try:
+        path = kubetls.path(_AUTHORIZATION, f"{kind.lower()}s")
+        status = session.post(path, review)["status"]
+    except kubetls.KubeTLSError as error:
+        return Check(name, "fail", str(error))
+    if status.get("allowed"):
+        return Check(name, "ok", f"in namespace {session.namespace}")
+    words = status.get("reason") or "no rule allows it"
+    remedy = (
+        "flame-backend init --service-account NAME -n NAMESPACE | kubectl apply -f -"
+    )
+    return Check(name, missing, f"denied in {session.namespace}: {words}", remedy)
+
+
+def _issuer(session: kubetls.Session) -> Check:
+    """Check what the parent verifies runners' tokens with."""
+    name = "issuer"
+    try:
+        issuer = session.get("/.well-known/openid-configuration").get("issuer")
+        keys = session.get("/openid/v1/jwks").get("keys") or ()
+    except kubetls.KubeTLSError as error:
+        remedy = (
+            "bind ClusterRole system:service-account-issuer-discovery to group "
+            "system:serviceaccounts, as Kubernetes does by default"
+        )
+        return Check(name, "fail", str(error), remedy)
+    if not issuer or not keys:
+        return Check(name, "fail", f"issuer {issuer!r} publishes {len(keys)} keys")
+    return Check(name, "ok", f"{issuer}, keys published: {len(keys)}")
+
+
+# ------------------------------------------------------------------ the parent's pod
+
+
+def _variables(parent: dict[str, Any], container: str | None) -> Check:
+    """Check how the parent is told of its own pod."""
+    wanted = {"POD_NAME": "metadata.name", "POD_NAMESPACE": "metadata.namespace"}
+    entries = app_container(parent, container).get("env") or ()
+    found = {
+        entry["name"]: ((entry.get("valueFrom") or {}).get("fieldRef") or {})
+        for entry in entries
+    }
+    missing = [
+        name
+        for name, path in wanted.items()
+        if found.get(name, {}).get("fieldPath") != path
+    ]
+    if not missing:
+        return Check(
+            "variables", "ok", "POD_NAME and POD_NAMESPACE by the downward API"
+        )
+    detail = f"{', '.join(missing)} not set: the parent finds its pod by its host name"
+    name = missing[0]
+    remedy = (
+        f"env: - {{name: {name}, valueFrom: {{fieldRef: "
+        f"{{fieldPath: {wanted[name]}}}}}}}"
+    )
+    return Check("variables", "warn", detail, remedy)
+
+
+def _addresses(parent: dict[str, Any], *, from_file: bool) -> Check:
+    status = parent.get("status") or {}
+    addresses = [entry["ip"] for entry in status.get("podIPs") or ()]
+    if addresses:
+        return Check("address", "ok", f"runners dial {', '.join(addresses)}")
+    verdict = "skip" if from_file else "fail"
+    return Check("address", verdict, "the pod has no address")
+
+
+def _clashes(session: kubetls.Session, pod: dict[str, Any]) -> Iterator[Check]:
+    """Look for what would take a runner for one of the app's pods."""
+    labels = pod["metadata"]["labels"]
+    path = kubetls.path("v1", "services", namespace=session.namespace)
+    try:
+        services = list(session.list(path))
+    except kubetls.Forbidden:
+        detail = "this account may not list services"
+        yield Check("labels", "skip", detail, "run doctor as somebody who may")
+        return
+    except kubetls.KubeTLSError as error:
+        yield Check("labels", "fail", str(error))
+        return
+    clashing = [
+        service["metadata"]["name"]
+        for service in services
+        if selects((service.get("spec") or {}).get("selector"), labels)
+    ]
+    if not clashing:
+        yield Check("labels", "ok", f"none of {len(services)} Services selects runners")
+    for name in clashing:
+        detail = f"Service {name} would send runners its requests"
+        yield Check("labels", "fail", detail, "take its labels out of the manifest")
+
+
+def selects(selector: Mapping[str, str] | None, labels: Mapping[str, str]) -> bool:
+    """Say whether a Service's selector takes a pod; one without selector takes none."""
+    return bool(selector) and (selector or {}).items() <= labels.items()
+
+
+def _dry_run(
+    session: kubetls.Session, pod: dict[str, Any], *, from_file: bool
+) -> Check:
+    """Have the API server judge the very pod: schema, admission, quota, rights."""
+    name = "dry run"
+    if from_file:
+        # Its owner has no UID that the server knows; the rest is as it will be.
+        pod["metadata"].pop("ownerReferences", None)
+    path = kubetls.path("v1", "pods", namespace=session.namespace)
+    try:
+        session.post(path, pod, {"fieldValidation": "Strict"}, dry_run=True)
+    except kubetls.ApiError as error:
+        words = f"{error.status} {error.reason}: {error.message}"
+        return Check(name, "fail", words, "see the pod with: flame-backend render")
+    except kubetls.KubeTLSError as error:
+        return Check(name, "fail", str(error))
+    return Check(name, "ok", "the API server takes the runner's pod")

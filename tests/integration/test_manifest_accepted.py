@@ -1,0 +1,445 @@
+"""Runner pods and what deploy/ holds, judged by a real API server."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+
+import kubetls
+from flame_backend.backends.kubernetes.access import Access, access_objects
+from flame_backend.backends.kubernetes.manifest import RunnerOptions, runner_pod
+from flame_backend.backends.kubernetes.policy import create_rules
+from flame_backend.cli import main
+from tests.property import pods
+from tests.property.pods import IDENTITY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.cluster.control_plane import ControlPlane
+
+pytestmark = pytest.mark.control_plane
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+STRICT = {"fieldValidation": "Strict"}
+SAMPLES = 40
+
+# Pods carry the account that deploy/ would give them; a namespace without a controller
+# manager has none.
+ACCOUNTS = ("default", "web")
+
+
+def session_of(
+    plane: ControlPlane, folder: Path, namespace: str, account: str | None = None
+) -> kubetls.Session:
+    """Open a session as admin, or as an account of the namespace."""
+    token = plane.token(account, namespace) if account else None
+    file = folder / f"{namespace}-{account}.kubeconfig"
+    file.write_text(plane.kubeconfig(token=token, namespace=namespace))
+    return kubetls.session(kubetls.kubeconfig(str(file)))
+
+
+def make_namespace(plane: ControlPlane, name: str, *labels: str) -> None:
+    """Make a namespace with its accounts."""
+    plane.kubectl("create", "namespace", name)
+    if labels:
+        plane.kubectl("label", "namespace", name, *labels)
+    for account in ACCOUNTS:
+        plane.kubectl("create", "serviceaccount", account, "-n", name)
+
+
+@pytest.fixture(scope="module")
+def admin(
+    control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[kubetls.Session]:
+    """Lend a session that may do everything, in a namespace of its own."""
+    make_namespace(control_plane, "accepted")
+    folder = tmp_path_factory.mktemp("admin")
+    with session_of(control_plane, folder, "accepted") as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def restricted(control_plane: ControlPlane) -> str:
+    """Lend a namespace that enforces the restricted profile."""
+    name = "restricted"
+    profile = "pod-security.kubernetes.io/enforce=restricted"
+    make_namespace(control_plane, name, profile)
+    return name
+
+
+def post(session: kubetls.Session, pod: dict[str, Any], namespace: str) -> None:
+    """Have the server judge a pod, strictly, without making it."""
+    path = kubetls.path("v1", "pods", namespace=namespace)
+    session.post(path, pod, STRICT, dry_run=True)
+
+
+sampled = settings(
+    max_examples=SAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@sampled
+@given(parent=pods.parents(), options=pods.options())
+def test_every_generated_runner_is_accepted(
+    admin: kubetls.Session, parent: dict[str, Any], options: RunnerOptions
+) -> None:
+    """With strict validation of fields, whatever parent and manifest say."""
+    post(admin, runner_pod(parent, options, IDENTITY), admin.namespace)
+
+
+@sampled
+@given(parent=pods.parents(), options=pods.options())
+def test_restricted_runner_fits_the_profile(
+    admin: kubetls.Session,
+    restricted: str,
+    parent: dict[str, Any],
+    options: RunnerOptions,
+) -> None:
+    """hardening="restricted" is what PodSecurity enforces under that name."""
+    chosen = RunnerOptions(
+        manifest=options.manifest,
+        env=options.env,
+        container="app",
+        inherit=options.inherit,
+        hardening="restricted",
+    )
+    post(admin, runner_pod(parent, chosen, IDENTITY), restricted)
+
+
+def test_sidecar_is_accepted(admin: kubetls.Session) -> None:
+    """A container of the parent's, as the kind of init container that stays."""
+    parent: dict[str, Any] = {
+        "metadata": {"name": "web", "uid": pods.UID},
+        "spec": {
+            "containers": [
+                {"name": "app", "image": "app:1"},
+                {"name": "proxy", "image": "proxy:1", "args": ["--port=1"]},
+            ]
+        },
+    }
+    options = RunnerOptions(container="app", sidecars=("proxy",))
+    post(admin, runner_pod(parent, options, IDENTITY), admin.namespace)
+
+
+def test_parents_own_pod_becomes_a_runner(
+    admin: kubetls.Session, control_plane: ControlPlane
+) -> None:
+    """A pod as this API server completes it, and its runner as a parent again."""
+    made = admin.post(
+        kubetls.path("v1", "pods", namespace=admin.namespace),
+        {
+            "metadata": {"name": "web", "labels": {"app": "web"}},
+            "spec": {
+                "serviceAccountName": "web",
+                "containers": [{"name": "app", "image": "app:1"}],
+            },
+        },
+    )
+    # The account's token was mounted by the server's own admission.
+    assert made["spec"]["volumes"]
+    first = runner_pod(made, RunnerOptions(), IDENTITY)
+    assert ["flame-token"] == [volume["name"] for volume in first["spec"]["volumes"]]
+    path = kubetls.path("v1", "pods", namespace=admin.namespace)
+    stored = admin.post(path, first, STRICT)
+    try:
+        assert (
+            made["metadata"]["uid"] == stored["metadata"]["ownerReferences"][0]["uid"]
+        )
+        stored["metadata"]["name"] = "another"
+        again = runner_pod(stored, RunnerOptions(), IDENTITY)
+        post(admin, again | {"metadata": again["metadata"] | {"name": "x"}}, "accepted")
+    finally:
+        for name in ("web", IDENTITY.name):
+            admin.delete(f"{path}/{name}", grace=0)
+
+
+# ------------------------------------------------------------------ deploy/
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    """Read one file of deploy/."""
+    return list(yaml.safe_load_all((DEPLOY / name).read_text("utf-8")))
+
+
+def test_everything_in_deploy_applies(
+    control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    """Strictly; then the account may post the example's runner, and read no Secret."""
+    plane = control_plane
+    names = sorted(path.name for path in DEPLOY.glob("*.yaml"))
+    names.sort(key=lambda name: name != "namespace.yaml")
+    for name in names:
+        plane.kubectl("apply", "--validate=strict", "-f", str(DEPLOY / name))
+    try:
+        with session_of(plane, tmp_path, "words", "words") as app:
+            await_role(app, "words")
+            parent = copy.deepcopy(documents("deployment.yaml")[0]["spec"]["template"])
+            parent["metadata"] |= {"name": "words-1", "uid": pods.UID}
+            options = RunnerOptions(service_account="words-runner")
+            post(app, runner_pod(parent, options, IDENTITY), "words")
+            with pytest.raises(kubetls.Forbidden):
+                app.get(kubetls.path("v1", "secrets", namespace="words"))
+    finally:
+        plane.kubectl("delete", "-f", str(DEPLOY / "admissionpolicy.yaml"))
+
+
+def await_role(session: kubetls.Session, namespace: str, seconds: float = 10) -> None:
+    """Wait until the authorizer knows a new Role."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            session.get(kubetls.path("v1", "pods", namespace=namespace))
+        except kubetls.Forbidden:
+            assert time.monotonic() < deadline, "the Role is not in force"
+            time.sleep(0.1)
+        else:
+            return
+
+
+# ------------------------------------------------------------------ the policy
+
+GUARDED = "guarded"
+PLAIN: dict[str, Any] = {
+    "metadata": {"name": "web", "uid": pods.UID},
+    "spec": {"containers": [{"name": "app", "image": "app:1"}]},
+}
+ALLOW = {"secret": ["env"], "claim": ["models"], "init-container": ["prepare:1"]}
+
+
+def runner(**changes: Any) -> dict[str, Any]:
+    """Return a runner's pod with fields of its spec changed behind the pool's back."""
+    pod = runner_pod(PLAIN, RunnerOptions(service_account="web"), IDENTITY)
+    container = pod["spec"]["containers"][0]
+    for field, value in changes.items():
+        if field == "volume":
+            pod["spec"]["volumes"].append({"name": "x", **value})
+        elif field == "source":
+            projected = {"projected": {"sources": [value]}}
+            pod["spec"]["volumes"].append({"name": "x", **projected})
+        elif field in {"env", "securityContext"}:
+            container[field] = value
+        elif field == "envFrom":
+            container[field] = [value]
+        elif field == "labels":
+            pod["metadata"]["labels"] = value
+        else:
+            pod["spec"][field] = value
+    return pod
+
+
+def secret_variable(name: str) -> list[dict[str, Any]]:
+    """Return a variable from a Secret."""
+    source = {"secretKeyRef": {"name": name, "key": "k"}}
+    return [{"name": "X", "valueFrom": source}]
+
+
+INIT = {"name": "prepare", "image": "other:1"}
+HIDDEN = {"name": "prepare", "image": "prepare:1", "env": secret_variable("other")}
+OTHER_TOKEN = {"serviceAccountToken": {"path": "t", "audience": "kubernetes"}}
+API_TOKEN = {"serviceAccountToken": {"path": "t"}}
+
+FORBIDDEN: dict[str, tuple[str, dict[str, Any]]] = {
+    "no label": ("label", {"labels": {}}),
+    "account": ("account", {"serviceAccountName": "default"}),
+    "API token": ("api-token", {"automountServiceAccountToken": True}),
+    "restart": ("restart", {"restartPolicy": "Always"}),
+    "node": ("node", {"nodeName": "node-1"}),
+    "host network": ("host", {"hostNetwork": True}),
+    "host processes": ("host", {"hostPID": True}),
+    "host IPC": ("host", {"hostIPC": True}),
+    "priority": ("priority", {"priorityClassName": "system-cluster-critical"}),
+    "privileged": ("privileged", {"securityContext": {"privileged": True}}),
+    "host path": ("volumes", {"volume": {"hostPath": {"path": "/"}}}),
+    "secret": ("volumes", {"volume": {"secret": {"secretName": "other"}}}),
+    "claim": ("volumes", {"volume": {"persistentVolumeClaim": {"claimName": "other"}}}),
+    "CSI": ("volumes", {"volume": {"csi": {"driver": "secrets-store.csi.k8s.io"}}}),
+    "projected secret": ("projected", {"source": {"secret": {"name": "other"}}}),
+    "other token": ("projected", {"source": OTHER_TOKEN}),
+    "projected API token": ("projected", {"source": API_TOKEN}),
+    "secret in env": ("env-secret", {"env": secret_variable("other")}),
+    "secret in an init container": ("env-secret", {"initContainers": [HIDDEN]}),
+    "secret in envFrom": (
+        "env-from-secret",
+        {"envFrom": {"secretRef": {"name": "other"}}},
+    ),
+    "pull secret": ("pull-secret", {"imagePullSecrets": [{"name": "other"}]}),
+    "init container": ("init-container", {"initContainers": [INIT]}),
+}
+
+ACCEPTED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "listed secret": {"volume": {"secret": {"secretName": "env"}}},
+    "listed secret, projected": {"source": {"secret": {"name": "env"}}},
+    "listed secret in env": {"env": secret_variable("env")},
+    "listed secret in envFrom": {"envFrom": {"secretRef": {"name": "env"}}},
+    "listed claim": {"volume": {"persistentVolumeClaim": {"claimName": "models"}}},
+    "listed init container": {"initContainers": [INIT | {"image": "prepare:1"}]},
+    "config map": {"volume": {"configMap": {"name": "c"}}},
+    "empty folder": {"volume": {"emptyDir": {}}},
+    "own priority": {"priorityClassName": "batch"},
+}
+
+
+@pytest.fixture(scope="module")
+def guarded(
+    control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[kubetls.Session]:
+    """Lend a session of an app's account under the policy that `init` prints."""
+    plane = control_plane
+    make_namespace(plane, GUARDED)
+    batch = ("priorityclass", "batch", "--value=1")
+    plane.kubectl("create", *batch)
+    access = Access(account="web", namespace=GUARDED, policy=True, allow=ALLOW)
+    made = {"apiVersion": "v1", "kind": "List", "items": access_objects(access)}
+    applied = json.dumps(made)
+    plane.kubectl("apply", "--validate=strict", "-f", "-", stdin=applied)
+    folder = tmp_path_factory.mktemp("guarded")
+    with session_of(plane, folder, GUARDED, "web") as session:
+        await_policy(session)
+        yield session
+    plane.kubectl("delete", "-f", "-", stdin=applied)
+
+
+def await_policy(session: kubetls.Session, seconds: float = 30) -> None:
+    """Wait until the server knows a new policy."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            post(session, runner(restartPolicy="Always"), GUARDED)
+        except kubetls.ApiError as error:
+            if "restart: " in error.message:
+                return
+        assert time.monotonic() < deadline, "the policy is not in force"
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("changes", ACCEPTED.values(), ids=ACCEPTED.keys())
+def test_policy_lets_runners_through(
+    guarded: kubetls.Session, changes: dict[str, Any]
+) -> None:
+    """Ours, and those with what the operator listed."""
+    post(guarded, runner(**changes), GUARDED)
+
+
+@pytest.mark.parametrize(("rule", "changes"), FORBIDDEN.values(), ids=FORBIDDEN.keys())
+def test_policy_refuses_what_is_no_runner(
+    guarded: kubetls.Session, rule: str, changes: dict[str, Any]
+) -> None:
+    """One pod for each way out, refused by the rule that closes it."""
+    with pytest.raises(kubetls.ApiError, match=rf"denied request: {rule}: "):
+        post(guarded, runner(**changes), GUARDED)
+
+
+def test_every_rule_of_the_policy_is_tried() -> None:
+    """The table above has a pod for each."""
+    rules = {rule.name for rule in create_rules("web", {})}
+    assert rules == {rule for rule, _ in FORBIDDEN.values()}
+
+
+def test_policy_lets_the_account_delete_runners_only(
+    guarded: kubetls.Session, admin: kubetls.Session
+) -> None:
+    """Another pod of the namespace is out of its reach, a runner is not."""
+    path = kubetls.path("v1", "pods", namespace=GUARDED)
+    other = copy.deepcopy(PLAIN)
+    other["metadata"] = {"name": "other"}
+    admin.post(path, other)
+    admin.post(path, runner())
+    try:
+        with pytest.raises(kubetls.ApiError, match="denied request: delete: "):
+            guarded.delete(f"{path}/other", grace=0)
+    finally:
+        admin.delete(f"{path}/other", grace=0)
+    guarded.delete(f"{path}/{IDENTITY.name}", grace=0)
+
+
+# ------------------------------------------------------------------ the commands
+
+
+def test_doctor_finds_what_is_missing(
+    guarded: kubetls.Session,
+    control_plane: ControlPlane,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """All is well for the account that init served, and not for another."""
+    file = tmp_path / "kubeconfig"
+    file.write_text(control_plane.kubeconfig(namespace=GUARDED))
+    parent = tmp_path / "pod.yaml"
+    parent.write_text(yaml.safe_dump(PLAIN | {"kind": "Pod"}))
+    words = ["doctor", "--json", "--kubeconfig", str(file), "--parent", str(parent)]
+    words += ["--service-account", "web"]
+    assert 0 == main([*words, "--as-account", "web"])
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+    assert {"ok", "warn", "skip"} == {check["verdict"] for check in checks.values()}
+    assert ("ok", "ok", "ok") == tuple(
+        checks[name]["verdict"] for name in ("may watch pods", "issuer", "dry run")
+    )
+    assert 1 == main([*words, "--as-account", "default"])
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+    assert "fail" == checks["may create pods"]["verdict"]
+    assert "init" in checks["may create pods"]["remedy"]
+    assert "warn" == checks["may list events"]["verdict"]
+
+
+def test_doctor_sees_a_service_that_would_take_runners(
+    admin: kubetls.Session,
+    control_plane: ControlPlane,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By its selector and the runner's labels."""
+    file = tmp_path / "kubeconfig"
+    file.write_text(control_plane.kubeconfig(namespace=admin.namespace))
+    parent = tmp_path / "pod.yaml"
+    parent.write_text(yaml.safe_dump(PLAIN | {"kind": "Pod"}))
+    change = tmp_path / "change.yaml"
+    change.write_text("metadata: {labels: {tier: batch}}")
+    path = kubetls.path("v1", "services", namespace=admin.namespace)
+    spec = {"selector": {"tier": "batch"}, "ports": [{"port": 80}]}
+    admin.post(path, {"metadata": {"name": "batch"}, "spec": spec})
+    words = ["doctor", "--kubeconfig", str(file), "--parent", str(parent)]
+    assert 0 == main(words)
+    assert 1 == main([*words, "--manifest", str(change)])
+    assert "Service batch would send runners" in capsys.readouterr().out
+
+
+def test_ps_and_sweep_see_runners(
+    admin: kubetls.Session,
+    control_plane: ControlPlane,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Ended ones of dead parents are swept, and only those."""
+    make_namespace(control_plane, "swept")
+    path = kubetls.path("v1", "pods", namespace="swept")
+    for name, phase in (("dead-1", "Failed"), ("dead-2", "Pending")):
+        pod = runner_pod(PLAIN, RunnerOptions(owner_reference=False), IDENTITY)
+        pod["metadata"]["name"] = name
+        admin.post(path, pod)
+        status = {"phase": phase, "reason": "Evicted", "message": "low on memory"}
+        status = status if phase == "Failed" else {"phase": phase}
+        admin.patch(f"{path}/{name}/status", {"status": status})
+    file = tmp_path / "kubeconfig"
+    file.write_text(control_plane.kubeconfig(namespace="swept"))
+    where = ["--kubeconfig", str(file)]
+    assert 0 == main(["ps", *where])
+    shown = capsys.readouterr().out
+    assert ["NAME", "POOL", "PHASE"] == shown.split()[:3]
+    assert "Evicted: low on memory" in shown
+    assert 0 == main(["sweep", "--dry-run", *where])
+    assert "would delete dead-1 (Failed, of web)\n" == capsys.readouterr().out
+    assert 0 == main(["sweep", "--json", *where])
+    assert {"deleted": ["dead-1"]} == json.loads(capsys.readouterr().out)
+    assert ["dead-2"] == [pod["metadata"]["name"] for pod in admin.list(path)]
+    assert 0 == main(["sweep", *where])
+    assert "nothing is left over\n" == capsys.readouterr().out
