@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ENDED = ("Succeeded", "Failed")
-COLOURS = {"Running": "green", "Succeeded": "dim", "Failed": "red"}
 
 PS_HELP = "list runner pods"
 PS_DESCRIPTION = """\
