@@ -1,4 +1,4 @@
-"""flame-backend: what the commands print, refuse, and return; and what deploy/ holds."""
+"""flame-backend: what it prints, refuses and returns; and what deploy/ holds."""
 
 from __future__ import annotations
 

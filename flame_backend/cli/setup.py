@@ -20,6 +20,8 @@ EPILOG = """\
 examples:
   flame-backend init --service-account web -n shop | kubectl apply -f -
   flame-backend init --service-account web -n shop --policy --allow secret=web-env
+  flame-backend init --service-account web -n shop --policy \\
+      --allow audience=sts.amazonaws.com      # where a webhook injects cloud identities
 
 The admission policy and its binding are cluster-scoped: to apply them takes an
 administrator, the rest what `edit` rights on Roles need.

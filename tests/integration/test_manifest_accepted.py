@@ -212,7 +212,12 @@ PLAIN: dict[str, Any] = {
     "metadata": {"name": "web", "uid": pods.UID},
     "spec": {"containers": [{"name": "app", "image": "app:1"}]},
 }
-ALLOW = {"secret": ["env"], "claim": ["models"], "init-container": ["prepare:1"]}
+ALLOW = {
+    "secret": ["env"],
+    "claim": ["models"],
+    "audience": ["sts.amazonaws.com"],
+    "init-container": ["prepare:1"],
+}
 
 
 def runner(**changes: Any) -> dict[str, Any]:
@@ -245,6 +250,7 @@ def secret_variable(name: str) -> list[dict[str, Any]]:
 INIT = {"name": "prepare", "image": "other:1"}
 HIDDEN = {"name": "prepare", "image": "prepare:1", "env": secret_variable("other")}
 OTHER_TOKEN = {"serviceAccountToken": {"path": "t", "audience": "kubernetes"}}
+CLOUD_TOKEN = {"serviceAccountToken": {"path": "t", "audience": "sts.amazonaws.com"}}
 API_TOKEN = {"serviceAccountToken": {"path": "t"}}
 
 FORBIDDEN: dict[str, tuple[str, dict[str, Any]]] = {
@@ -283,6 +289,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "listed secret in envFrom": {"envFrom": {"secretRef": {"name": "env"}}},
     "listed claim": {"volume": {"persistentVolumeClaim": {"claimName": "models"}}},
     "listed init container": {"initContainers": [INIT | {"image": "prepare:1"}]},
+    "listed audience": {"source": CLOUD_TOKEN},
     "config map": {"volume": {"configMap": {"name": "c"}}},
     "empty folder": {"volume": {"emptyDir": {}}},
     "own priority": {"priorityClassName": "batch"},

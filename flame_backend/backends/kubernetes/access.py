@@ -51,7 +51,7 @@ class Access:
         lock_egress: Runners reach their parents and names only.
         policy: Add the admission policy.
         allow: What the policy lets runners have, by kind: secret, claim, pull-secret,
-            init-container (by image).
+            audience, init-container (by image).
         diagnosis: Let errors carry events and logs.
     """
 

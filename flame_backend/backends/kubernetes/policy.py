@@ -16,7 +16,15 @@ from flame_backend.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-ALLOWED_KINDS: Final = ("secret", "claim", "pull-secret", "init-container")
+ALLOWED_KINDS: Final = (
+    "secret",
+    "claim",
+    "pull-secret",
+    "audience",
+    "init-container",
+)
+"""What an operator may let through: objects by name, an init container by its image, a
+cloud's identity token (injected by its webhook before the policy looks) by audience."""
 
 _API: Final = "admissionregistration.k8s.io/v1"
 
@@ -45,6 +53,7 @@ def create_rules(account: str, allow: Mapping[str, Sequence[str]]) -> list[Rule]
     """
     secret, claim = _listed(allow, "secret"), _listed(allow, "claim")
     pull, images = _listed(allow, "pull-secret"), _listed(allow, "init-container")
+    audience = _listed(allow, "audience")
     token = f"'{LABEL}/'"
     return [
         Rule(
@@ -106,13 +115,14 @@ def create_rules(account: str, allow: Mapping[str, Sequence[str]]) -> list[Rule]
         Rule(
             "projected",
             "a projected volume holds configMap, downwardAPI, a Secret that the policy "
-            f"lists, or a token whose audience begins with {LABEL}/",
+            f"lists, or a token whose audience begins with {LABEL}/ or is listed",
             "variables.volumes.all(v, !has(v.projected) || "
             "!has(v.projected.sources) || v.projected.sources.all(s, "
             "has(s.configMap) || has(s.downwardAPI) || "
             f"(has(s.secret) && s.secret.name in {secret}) || "
             "(has(s.serviceAccountToken) && has(s.serviceAccountToken.audience) && "
-            f"s.serviceAccountToken.audience.startsWith({token}))))",
+            f"(s.serviceAccountToken.audience.startsWith({token}) || "
+            f"s.serviceAccountToken.audience in {audience}))))",
         ),
         Rule(
             "env-secret",
