@@ -108,9 +108,9 @@ attempt(manifest=lambda pod, app: 1 / 0)
 
 
 def test_quota_is_named(space: Space) -> None:
-    """A namespace without room for one more pod ends in QuotaExceeded."""
+    """A namespace that has no room for the whole boot_timeout: QuotaExceeded."""
     space.start("import time; time.sleep(600)", "other")
-    space.start(program("time.sleep(5)\nattempt()"))
+    space.start(program("time.sleep(5)\nattempt()", boot=5))
     quota = {
         "apiVersion": "v1",
         "kind": "ResourceQuota",

@@ -1,147 +1,300 @@
-"""Why a runner's pod does not come, or went: from its status to a named cause.
+"""Why a runner's pod went, or was never made: from what the API says to a named cause.
 
-Pure: a pod as the API gives it in, a cause out. The kubelet's and scheduler's own
-words go along, as they are what an operator searches for.
+Pure: a pod as the API gives it in, a cause out. The kubelet's, scheduler's and API
+server's own words go along, as they are what an operator searches for. Several things
+are often true of one pod: a pod that ran out of memory is deleted afterwards, so what
+came first is named, and what is most particular.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import datetime as dt
+import re
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import kubetls
+from flame_backend.backends.kubernetes.pod_template import RUNNER_CONTAINER
 from flame_backend.errors import (
+    AppImportError,
+    AuthRefused,
+    BootDenied,
     BootError,
     ContainerConfigError,
-    ImagePullError,
+    QuotaExceeded,
     RunnerLost,
-    Unschedulable,
 )
 from flame_backend.wire.text import clean
 
 TEXT_CHARACTERS: Final = 1024
+LOG_CHARACTERS: Final = 4096
 
-# Another try would meet the same; the kubelet repeats pulls, so those get time.
-_CONFIG_REASONS: Final = frozenset(
-    {
-        "CreateContainerConfigError",
-        "CreateContainerError",
-        "RunContainerError",
-        "InvalidImageName",
-        "ErrImageNeverPull",
-    }
+# pod.status.reason of a pod that the kubelet or a controller ended.
+_POD_REASONS: Final = {
+    "Evicted": "Evicted",
+    "Preempting": "Preempted",
+    "NodeLost": "NodeLost",
+    "NodeShutdown": "NodeLost",
+    "Terminated": "NodeLost",
+    "Shutdown": "NodeLost",
+    "DeadlineExceeded": "DeadlineExceeded",
+}
+
+# Reasons of the condition DisruptionTarget (API reference of PodStatus).
+_DISRUPTIONS: Final = {
+    "PreemptionByScheduler": "Preempted",
+    "EvictionByEvictionAPI": "Evicted",
+    "TerminationByKubelet": "Evicted",
+    "DeletionByTaintManager": "NodeLost",
+    "DeletionByPodGC": "NodeLost",
+}
+
+# The kubelet did not take the pod that the scheduler sent: "OutOfcpu", "OutOfmemory".
+_REJECTED: Final = re.compile(
+    r"OutOf\w+|NodeAffinity|NodeName|NodePorts|TaintToleration|AppArmor|"
+    r"UnexpectedAdmissionError|PodOSNotSupported|PodOSSelectorNodeLabelDoesNotMatch"
 )
-_PULL_REASONS: Final = frozenset(
-    {"ErrImagePull", "ImagePullBackOff", "ImageInspectError", "RegistryUnavailable"}
+
+# Reasons of a container that never began to run.
+_NOT_STARTED: Final = frozenset({"StartError", "ContainerCannotRun"})
+
+# Exit codes of the runner's own first process: name, phase, error of a boot.
+_OWN_CODES: Final[dict[int, tuple[str, str, type[BootError]]]] = {
+    10: ("ParentUnreachable", "connect", BootError),
+    11: ("Refused", "connect", AuthRefused),
+    13: ("AppImportError", "import", AppImportError),
+    14: ("ParentLost", "connect", BootError),
+    15: ("Crashed", "import", BootError),
+    64: ("ConfigError", "start", ContainerConfigError),
+    143: ("Terminated", "start", BootError),
+}
+
+# What the API server says when it will not create a pod, whoever in it says so.
+_REFUSALS: Final = (
+    (re.compile(r"exceeded quota: "), "QuotaExceeded", QuotaExceeded),
+    (re.compile(r"failed quota: "), "QuotaDenied", BootDenied),
+    (re.compile(r"violates PodSecurity "), "PodSecurity", BootDenied),
+    (
+        re.compile(r"\b(?:maximum|minimum) \S+ usage per |limit to request ratio"),
+        "LimitRange",
+        BootDenied,
+    ),
+    (re.compile(r"ValidatingAdmissionPolicy '"), "AdmissionPolicy", BootDenied),
+    (re.compile(r"admission webhook \".*\" denied"), "Webhook", BootDenied),
+    (re.compile(r"failed calling webhook "), "Webhook", BootError),
+    (re.compile(r"because it is being terminated"), "NamespaceTerminating", BootDenied),
+    (re.compile(r" cannot \w+ resource "), "Forbidden", BootDenied),
 )
-_NEVER_PULLED: Final = frozenset({"InvalidImageName", "ErrImageNeverPull"})
+_FINAL: Final = (
+    kubetls.BadRequest,
+    kubetls.Forbidden,
+    kubetls.Invalid,
+    kubetls.NotFound,
+    kubetls.Unauthorized,
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """What a booting pod waits for.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """Why a runner did not come, or went.
 
     Attributes:
-        phase: schedule, pull, init or start.
-        reason: The cluster's words.
-        kind: The error it becomes when the boot is given up.
-        fatal_after: Seconds it may last; None for the whole boot_timeout.
+        name: One word: OOMKilled, Evicted, Preempted, NodeLost, Deleted, Crashed, ...
+        words: One line, with the cluster's own words.
+        phase: Where a boot was: create, schedule, pull, init, start, connect, import.
+        kind: The error that a boot ends in.
+        exit_code: Of the container, or None.
+        signal: Number of the signal that ended it, or None.
+        log_tail: Its last output, or "".
     """
 
-    phase: str
-    reason: str
-    kind: type[BootError]
-    fatal_after: float | None = None
+    name: str
+    words: str = ""
+    phase: str = "start"
+    kind: type[BootError] = BootError
+    exit_code: int | None = None
+    signal: int | None = None
+    log_tail: str = ""
+
+    def with_log(self, text: str) -> Cause:
+        """Return the cause with the runner's last output."""
+        return replace(self, log_tail=clean(text[-LOG_CHARACTERS:], LOG_CHARACTERS))
+
+    def boot_error(self, runner: str) -> BootError:
+        """Return what a boot ends in."""
+        return self.kind(runner, self.phase, self._line(), self.log_tail)
+
+    def lost(self, runner: str) -> RunnerLost:
+        """Return what the calls of a runner end in."""
+        detail = self.words
+        if self.log_tail:
+            detail = f"{detail}; its last output: {self.log_tail}"
+        return RunnerLost(runner, self.name, detail, False, self.exit_code, self.signal)
+
+    def _line(self) -> str:
+        if self.words.startswith(self.name):
+            return self.words
+        return f"{self.name}: {self.words}" if self.words else self.name
 
 
-def waiting_for(pod: dict[str, Any]) -> Waiting | None:
-    """Return what a pod waits for; None when its container runs."""
+def words_of(state: dict[str, Any], *, limit: int = TEXT_CHARACTERS) -> str:
+    """Return reason and message of a status, condition or container state."""
+    parts = [str(state.get(name) or "") for name in ("reason", "message")]
+    text = ": ".join(part for part in parts if part)
+    return clean(" ".join(text.split()), limit)
+
+
+def refusal(error: kubetls.KubeTLSError) -> Cause:
+    """Return why a pod was not created.
+
+    Its kind is QuotaExceeded where room may come, BootDenied where nothing will
+    change by itself, and BootError where the server may answer the next time.
+    """
+    if not isinstance(error, kubetls.ApiError):
+        name = "ApiUnreachable"
+        return Cause(
+            name=name, words=clean(str(error), TEXT_CHARACTERS), phase="create"
+        )
+    text = clean(error.message, TEXT_CHARACTERS)
+    for pattern, name, kind in _REFUSALS:
+        if pattern.search(error.message):
+            return Cause(name=name, words=text, phase="create", kind=kind)
+    kind = BootDenied if isinstance(error, _FINAL) else BootError
+    return Cause(name=error.reason, words=text, phase="create", kind=kind)
+
+
+def end_of(pod: dict[str, Any]) -> Cause | None:
+    """Return why a pod ended or is being ended; None when it is not."""
     status = pod.get("status") or {}
-    for condition in status.get("conditions") or ():
-        if (
-            condition.get("type") == "PodScheduled"
-            and condition.get("status") != "True"
-        ):
-            text = _words(condition)
-            return Waiting("schedule", text or "not scheduled", Unschedulable)
-    for container in status.get("containerStatuses") or ():
-        state = (container.get("state") or {}).get("waiting")
-        if state is not None:
-            return _waiting_container(state)
-    if not status.get("containerStatuses"):
-        scheduled = (pod.get("spec") or {}).get("nodeName")
-        phase = "start" if scheduled else "schedule"
-        return Waiting(phase, f"nothing known yet ({phase})", BootError)
+    ended = _terminated(status)
+    if ended is not None and _came_first(ended, pod["metadata"]):
+        return _container_end(ended)
+    named = _pod_end(pod["metadata"], status)
+    if named is not None:
+        return replace(named, exit_code=None if ended is None else _code(ended))
+    if ended is not None:
+        return _container_end(ended)
+    broken = _init_end(status)
+    if broken is not None:
+        return broken
+    if status.get("phase") in {"Failed", "Succeeded"}:
+        return Cause(name=str(status["phase"]), words=words_of(status))
     return None
 
 
-def _waiting_container(state: dict[str, Any]) -> Waiting:
-    reason = state.get("reason") or "ContainerCreating"
-    text = _words(state)
-    if reason in _NEVER_PULLED:
-        return Waiting("pull", text, ImagePullError, fatal_after=0.0)
-    if reason in _PULL_REASONS:
-        # Registries fail for a moment; the third back-off comes within 30 s.
-        return Waiting("pull", text, ImagePullError, fatal_after=30.0)
-    if reason in _CONFIG_REASONS:
-        # A ConfigMap or Secret may be created a moment after the pod.
-        return Waiting("start", text, ContainerConfigError, fatal_after=5.0)
-    return Waiting("start", text, BootError)
+def silence_of(pod: dict[str, Any]) -> Cause | None:
+    """Return why nothing is heard of a runner whose pod still stands there as running.
 
-
-def loss(runner: str, pod: dict[str, Any] | None, detail: str) -> RunnerLost:
-    """Return why a runner is gone, from its pod's last status.
-
-    Args:
-        runner: Its name.
-        pod: Last known state; None when nothing is known.
-        detail: What was seen on the link.
+    Runners have no probes: one whose container runs and which is not ready is on a
+    node that has stopped reporting.
     """
-    if pod is None:
-        return RunnerLost(runner, "Unknown", detail, False)
     status = pod.get("status") or {}
-    if status.get("reason") in {"Evicted", "Preempting", "NodeLost", "NodeShutdown"}:
-        reason = "Preempted" if status["reason"] == "Preempting" else status["reason"]
-        return RunnerLost(runner, reason, _words(status), False)
-    for condition in status.get("conditions") or ():
-        if condition.get("type") == "DisruptionTarget":
-            known = {
-                "PreemptionByScheduler": "Preempted",
-                "EvictionByEvictionAPI": "Evicted",
-            }
-            reason = known.get(condition.get("reason", ""), "Deleted")
-            return RunnerLost(runner, reason, _words(condition), False)
-    for container in status.get("containerStatuses") or ():
-        ended = (container.get("state") or {}).get("terminated")
-        if ended is not None and not (pod["metadata"].get("deletionTimestamp")):
-            return _ended(runner, ended, detail)
-    if pod["metadata"].get("deletionTimestamp"):
-        return RunnerLost(runner, "Deleted", "its pod was deleted", False)
-    return RunnerLost(runner, "Unknown", detail, False)
-
-
-def _ended(runner: str, ended: dict[str, Any], detail: str) -> RunnerLost:
-    code = ended.get("exitCode")
-    number = ended.get("signal") or (code - 128 if code and code > 128 else None)
-    reason = "OOMKilled" if ended.get("reason") == "OOMKilled" else "Crashed"
-    words = ended.get("message") or detail
-    text = f"exit code {code}; {clean(words, TEXT_CHARACTERS)}"
-    return RunnerLost(runner, reason, text, False, code, number)
-
-
-def ended_boot(runner: str, pod: dict[str, Any]) -> BootError | None:
-    """Return the error of a pod that ended before it was ready; None if it has not."""
-    status = pod.get("status") or {}
-    if status.get("phase") not in {"Failed", "Succeeded"}:
+    if status.get("phase") != "Running":
         return None
-    for container in status.get("containerStatuses") or ():
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == "Ready" and condition.get("status") != "True":
+            node = (pod.get("spec") or {}).get("nodeName") or "its node"
+            return Cause(name="NodeLost", words=f"{node} has stopped reporting")
+    return None
+
+
+def runner_state(status: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of the runner's container, {} before there is one."""
+    found = status.get("containerStatuses") or ()
+    for container in found:
+        if container.get("name") == RUNNER_CONTAINER:
+            return container.get("state") or {}
+    return {}
+
+
+def _terminated(status: dict[str, Any]) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = runner_state(status).get("terminated")
+    return found
+
+
+def _came_first(ended: dict[str, Any], metadata: dict[str, Any]) -> bool:
+    """Say whether a container ended by itself, before anybody ended its pod."""
+    if ended.get("reason") == "OOMKilled":
+        return True
+    deleted, finished = metadata.get("deletionTimestamp"), ended.get("finishedAt")
+    if not deleted or not finished:
+        return False
+    # deletionTimestamp lies ahead by the grace that the pod was given.
+    grace = dt.timedelta(seconds=metadata.get("deletionGracePeriodSeconds") or 0)
+    return _moment(finished) < _moment(deleted) - grace
+
+
+def _moment(text: str) -> dt.datetime:
+    return dt.datetime.fromisoformat(text)
+
+
+def _pod_end(metadata: dict[str, Any], status: dict[str, Any]) -> Cause | None:
+    """Return who ended the pod as a whole."""
+    reason = str(status.get("reason") or "")
+    if reason in _POD_REASONS:
+        return Cause(name=_POD_REASONS[reason], words=words_of(status))
+    if _REJECTED.fullmatch(reason):
+        return Cause(name="RejectedByNode", words=words_of(status), phase="schedule")
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == "DisruptionTarget" and (
+            condition.get("status") == "True"
+        ):
+            name = _DISRUPTIONS.get(condition.get("reason") or "", "Evicted")
+            return Cause(name=name, words=words_of(condition))
+    if metadata.get("deletionTimestamp"):
+        return Cause(name="Deleted", words="its pod was deleted")
+    return None
+
+
+def _container_end(ended: dict[str, Any]) -> Cause:
+    code, said = _code(ended), words_of(ended)
+    how = f"exit code {code}"
+    words = f"{how}; {said}" if said else how
+    reason = ended.get("reason")
+    if reason == "OOMKilled":
+        words = f"{how}; its container needed more memory than its limit"
+        return Cause(name="OOMKilled", words=words, exit_code=code, signal=9)
+    if reason in _NOT_STARTED:
+        return Cause(
+            name="ConfigError", words=said, kind=ContainerConfigError, exit_code=code
+        )
+    if reason == "ContainerStatusUnknown":
+        return Cause(name="NodeLost", words=words, exit_code=code)
+    if code in _OWN_CODES:
+        name, phase, kind = _OWN_CODES[code]
+        return Cause(name=name, words=words, phase=phase, kind=kind, exit_code=code)
+    if code == 0:
+        return Cause(name="Exited", words=words, exit_code=0)
+    number = _signal(ended, code)
+    return Cause(name="Crashed", words=words, exit_code=code, signal=number)
+
+
+def _code(ended: dict[str, Any]) -> int | None:
+    code = ended.get("exitCode")
+    return code if isinstance(code, int) else None
+
+
+def _signal(ended: dict[str, Any], code: int | None) -> int | None:
+    number = ended.get("signal")
+    if isinstance(number, int) and number:
+        return number
+    # As shells have it: 128 and the signal's number.
+    return code - 128 if code is not None and 128 < code <= 128 + 64 else None
+
+
+def _init_end(status: dict[str, Any]) -> Cause | None:
+    for container in status.get("initContainerStatuses") or ():
         ended = (container.get("state") or {}).get("terminated")
-        if ended is not None:
-            words = clean(ended.get("message") or ended.get("reason") or "", 1024)
-            text = f"its container ended with {ended.get('exitCode')}: {words}"
-            return BootError(runner, "start", text)
-    return BootError(runner, "start", _words(status) or "its pod failed")
-
-
-def _words(state: dict[str, Any]) -> str:
-    parts = [str(state.get(name) or "") for name in ("reason", "message")]
-    return clean(": ".join(part for part in parts if part), TEXT_CHARACTERS)
+        if ended is None or not ended.get("exitCode"):
+            continue
+        name = clean(str(container.get("name")), 63)
+        words = f"init container {name} ended with exit code {ended['exitCode']}"
+        said = words_of(ended)
+        return Cause(
+            name="OOMKilled" if ended.get("reason") == "OOMKilled" else "InitContainer",
+            words=f"{words}; {said}" if said else words,
+            phase="init",
+            exit_code=_code(ended),
+            signal=_signal(ended, _code(ended)),
+        )
+    return None

@@ -9,6 +9,7 @@ nothing of it is unpickled and nothing of ours is changed.
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import ipaddress
 import logging
 import os
@@ -19,7 +20,7 @@ from collections import OrderedDict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from flame_backend.errors import LinkError, LinkUnauthenticated
+from flame_backend.errors import ConfigurationError, LinkError, LinkUnauthenticated
 from flame_backend.runner.dial import ALPN
 from flame_backend.wire.frames import HELLO_LIMITS, Kind
 from flame_backend.wire.link import Link
@@ -46,7 +47,7 @@ class Listener:
 
     Args:
         addresses: The pod's addresses.
-        port: Port to listen on; 0 for a free one.
+        ports: Port to listen on, 0 for a free one; of several, the first that is free.
         admission: Judges HELLO frames.
         runner_connected: Called with runner, socket and HELLO facts of an admitted
             control link.
@@ -56,7 +57,7 @@ class Listener:
     def __init__(
         self,
         addresses: tuple[str, ...],
-        port: int,
+        ports: int | range,
         admission: Admission,
         runner_connected: Callable[[str, ssl.SSLSocket, dict[str, object]], None],
         slot_connected: Callable[[bytes, ssl.SSLSocket], None],
@@ -65,10 +66,7 @@ class Listener:
         self._runner_connected = runner_connected
         self._slot_connected = slot_connected
         self.certificate, self._context = _identity(addresses)
-        family = socket.AF_INET6 if ":" in addresses[0] else socket.AF_INET
-        self._socket = socket.create_server(
-            (addresses[0], port), family=family, backlog=128
-        )
+        self._socket = _listening(addresses[0], ports)
         self.port = int(self._socket.getsockname()[1])
         self._unproved: OrderedDict[int, socket.socket] = OrderedDict()
         self._lock = threading.Lock()
@@ -163,6 +161,25 @@ class Listener:
         else:
             msg = f"{frame.kind.name} as first frame"
             raise LinkError(msg)
+
+
+def _listening(address: str, ports: int | range) -> socket.socket:
+    """Listen on the first port that is free.
+
+    Raises:
+        ConfigurationError: None is, or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    failure = OSError("no port was named")
+    for port in ports if isinstance(ports, range) else (ports,):
+        try:
+            return socket.create_server((address, port), family=family, backlog=128)
+        except OSError as error:
+            failure = error
+            if error.errno != errno.EADDRINUSE:
+                break
+    reason = f"cannot listen on {address}, {ports}: {failure.strerror or failure}"
+    raise ConfigurationError("port", reason) from failure
 
 
 def _address(sock: socket.socket) -> str:

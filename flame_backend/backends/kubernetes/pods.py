@@ -1,0 +1,212 @@
+"""Runner pods at the API server: made once, found again, deleted by UID.
+
+A POST may arrive without its answer. Names are ours and each pod carries a nonce of
+its own POST, so that the same request can be sent again and what it made be told from
+anybody else's pod of that name.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+import kubetls
+from flame_backend.backends.kubernetes.manifest import LABEL, TOKEN_VOLUME
+from flame_backend.backends.kubernetes.pod_template import RUNNER_CONTAINER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+logger = logging.getLogger("flame_backend.kubernetes")
+
+NONCE: Final = f"{LABEL}/nonce"
+BOOT_TIMEOUT: Final = f"{LABEL}/boot-timeout"
+
+LOG_LINES: Final = 20
+
+# The request may have been carried out: whoever sent it must look.
+_UNSURE: Final = (
+    kubetls.AlreadyExists,
+    kubetls.ApiTimeout,
+    kubetls.InternalError,
+    kubetls.ServerTimeout,
+    kubetls.TransportError,
+)
+
+
+class PodsFull(Exception):
+    """max_pods runner pods of this pod exist."""
+
+
+class Pods:
+    """The runner pods of one pool, and those of its siblings in the same pod.
+
+    Args:
+        session: Talks to the API server.
+        namespace: Theirs and the parent's.
+        instance: The pool object's identity.
+        parent: UID of the parent's pod.
+        max_pods: Most runner pods of all processes of the parent's pod; None for any.
+    """
+
+    def __init__(
+        self,
+        session: kubetls.Session,
+        namespace: str,
+        instance: str,
+        parent: str,
+        max_pods: int | None = None,
+    ) -> None:
+        self._session = session
+        self._namespace = namespace
+        self._instance = instance
+        self._audience = audience_prefix(parent)
+        self._max_pods = max_pods
+        self._logs = True
+        self.path = kubetls.path("v1", "pods", namespace=namespace)
+        self.selector = f"{LABEL}/instance={instance}"
+
+    def create(self, pod: dict[str, Any]) -> str:
+        """POST a pod and return its UID; the same pod may be posted again.
+
+        Raises:
+            PodsFull: There is no room for it.
+            KubeTLSError: It was refused, or nobody knows.
+        """
+        self._check_room()
+        name = pod["metadata"]["name"]
+        nonce = pod["metadata"]["annotations"][NONCE]
+        try:
+            made = self._session.post(self.path, pod, {"fieldValidation": "Strict"})
+        except _UNSURE:
+            uid = self.find(name, nonce)
+            if uid is None:
+                raise
+        else:
+            uid = str(made["metadata"]["uid"])
+        self._check_room(uid)
+        return uid
+
+    def find(self, name: str, nonce: str) -> str | None:
+        """Return the UID of the pod that a POST made, None when it made none."""
+        try:
+            metadata = self.get(name)["metadata"]
+        except kubetls.NotFound:
+            return None
+        annotations = metadata.get("annotations") or {}
+        return str(metadata["uid"]) if annotations.get(NONCE) == nonce else None
+
+    def get(self, name: str) -> dict[str, Any]:
+        """Return a pod."""
+        return self._session.get(f"{self.path}/{name}")
+
+    def delete(self, name: str, uid: str, grace: int) -> None:
+        """Delete this very pod; one that is gone, or another of its name, is fine."""
+        try:
+            self._session.delete(f"{self.path}/{name}", uid=uid, grace=grace)
+        except (kubetls.NotFound, kubetls.Conflict):
+            return
+
+    def all(self) -> dict[str, str]:
+        """Return the pool's runner pods that there are: name by UID."""
+        found = self._session.list(self.path, labels=self.selector)
+        metadata = (pod["metadata"] for pod in found)
+        return {str(item["uid"]): str(item["name"]) for item in metadata}
+
+    def last_output(self, name: str) -> str:
+        """Return the end of a runner's log; "" where it cannot be read."""
+        if not self._logs:
+            return ""
+        try:
+            lines = list(self._tail(name))
+        except kubetls.Forbidden:
+            self._logs = False  # pods/log is an optional right
+            return ""
+        except kubetls.KubeTLSError:
+            return ""
+        return b"\n".join(lines).decode(errors="replace").strip()
+
+    def _tail(self, name: str) -> Iterator[bytes]:
+        return self._session.logs(
+            self._namespace, name, RUNNER_CONTAINER, tail=LOG_LINES
+        )
+
+    def sweep(self, now: dt.datetime) -> None:
+        """Delete what earlier processes of this pod left: ended and stale ones.
+
+        Running ones are never touched: they may be a sibling process' runners, and
+        end by themselves when their parent is gone.
+        """
+        try:
+            for pod in self._siblings():
+                metadata = pod["metadata"]
+                mine = metadata["labels"].get(f"{LABEL}/instance") == self._instance
+                if not mine and is_left_over(pod, now):
+                    self.delete(metadata["name"], metadata["uid"], 0)
+        except kubetls.KubeTLSError as error:
+            logger.info("sweep: %s", error)
+
+    def _siblings(self) -> Iterator[dict[str, Any]]:
+        """Yield runner pods of all processes of the parent's pod, told by audience."""
+        for pod in self._session.list(self.path, labels=f"{LABEL}/pool"):
+            if _audience(pod).startswith(self._audience):
+                yield pod
+
+    def _check_room(self, uid: str | None = None) -> None:
+        """Refuse a pod beyond max_pods.
+
+        Processes cannot see each other: two may find the same room. So each looks
+        again when its pod is made, and the youngest beyond the limit goes.
+
+        Raises:
+            PodsFull: There is no room; nothing is left of a pod that was made.
+        """
+        if self._max_pods is None:
+            return
+        alive = [pod["metadata"] for pod in self._siblings() if _is_alive(pod)]
+        if uid is None:
+            if len(alive) >= self._max_pods:
+                raise PodsFull
+            return
+        alive.sort(key=lambda found: (found["creationTimestamp"], found["uid"]))
+        for metadata in alive[self._max_pods :]:
+            if metadata["uid"] == uid:
+                self.delete(metadata["name"], uid, 0)
+                raise PodsFull
+
+
+def audience_prefix(parent: str) -> str:
+    """Return how the audiences of all runners of a pod begin.
+
+    Args:
+        parent: UID of the parent's pod.
+    """
+    return f"{LABEL}/{parent}/"
+
+
+def is_left_over(pod: dict[str, Any], now: dt.datetime) -> bool:
+    """Say whether a pod has ended, or is Pending beyond every time it had."""
+    phase = (pod.get("status") or {}).get("phase")
+    if phase != "Pending":
+        return phase in {"Failed", "Succeeded"}
+    metadata = pod["metadata"]
+    try:
+        limit = float((metadata.get("annotations") or {})[BOOT_TIMEOUT])
+    except (KeyError, ValueError):
+        return False
+    age = now - dt.datetime.fromisoformat(metadata["creationTimestamp"])
+    return age > dt.timedelta(seconds=limit)
+
+
+def _is_alive(pod: dict[str, Any]) -> bool:
+    return (pod.get("status") or {}).get("phase") not in {"Failed", "Succeeded"}
+
+
+def _audience(pod: dict[str, Any]) -> str:
+    for volume in (pod.get("spec") or {}).get("volumes") or ():
+        if volume.get("name") == TOKEN_VOLUME:
+            for source in (volume.get("projected") or {}).get("sources") or ():
+                token = source.get("serviceAccountToken") or {}
+                return str(token.get("audience") or "")
+    return ""
