@@ -2,93 +2,25 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import time
-import warnings
 from typing import Any
 
-import jwt
 import pytest
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from flame_backend.backends.kubernetes.tokens import ExpectedClaims, verified_claims
+from flame_backend.backends.kubernetes.tokens import verified_claims
 from flame_backend.errors import LinkUnauthenticated
-
-NOW = float(int(time.time()))
-EXPECTED = ExpectedClaims(
-    issuer="https://issuer.example",
-    audience="flame-backend/parent/runner",
-    namespace="apps",
-    service_account="app",
-    pod="runner",
-    uid="uid-1",
+from tests.issuer import (
+    EXPECTED,
+    JWKS,
+    NOW,
+    P256,
+    RSA,
+    STRANGER,
+    WRONG_CLAIMS,
+    claims,
+    forged,
+    jwk,
+    sign,
 )
-RSA = rsa.generate_private_key(65537, 2048)
-SMALL = rsa.generate_private_key(65537, 1024)
-P256 = ec.generate_private_key(ec.SECP256R1())
-STRANGER = rsa.generate_private_key(65537, 2048)
-
-
-def jwk(key: Any, kid: str, algorithm: str) -> dict[str, Any]:
-    """Return the public half as the API server publishes it."""
-    if isinstance(key, rsa.RSAPrivateKey):
-        text = jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key())
-    else:
-        text = jwt.algorithms.ECAlgorithm.to_jwk(key.public_key())
-    return json.loads(text) | {"kid": kid, "use": "sig", "alg": algorithm}
-
-
-JWKS = {
-    "keys": [
-        jwk(RSA, "rsa", "RS256"),
-        jwk(P256, "ec", "ES256"),
-        jwk(SMALL, "small", "RS256"),
-    ]
-}
-
-
-def claims(**changes: Any) -> dict[str, Any]:
-    """Return the right claims with some changed; None takes one out."""
-    found: dict[str, Any] = {
-        "iss": EXPECTED.issuer,
-        "sub": "system:serviceaccount:apps:app",
-        "aud": [EXPECTED.audience],
-        "iat": int(NOW),
-        "nbf": int(NOW),
-        "exp": int(NOW) + 600,
-        "jti": "id-1",
-        "kubernetes.io": {
-            "namespace": "apps",
-            "serviceaccount": {"name": "app", "uid": "uid-sa"},
-            "pod": {"name": "runner", "uid": "uid-1"},
-            "node": {"name": "node", "uid": "uid-node"},
-        },
-    }
-    found |= changes
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def bound(**changes: Any) -> dict[str, Any]:
-    """Return the kubernetes.io claim with some parts changed."""
-    return claims()["kubernetes.io"] | changes
-
-
-def sign(
-    payload: dict[str, Any],
-    key: Any = RSA,
-    algorithm: str = "RS256",
-    **headers: Any,
-) -> str:
-    """Sign with PyJWT."""
-    return jwt.encode(payload, key, algorithm, headers={"kid": "rsa"} | headers)
-
-
-def part(value: object) -> str:
-    """Encode one segment."""
-    text = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return base64.urlsafe_b64encode(text).rstrip(b"=").decode()
 
 
 @pytest.mark.parametrize(
@@ -101,80 +33,11 @@ def test_right_token_is_accepted(token: str) -> None:
     assert EXPECTED.issuer == verified_claims(token, JWKS, EXPECTED, NOW)["iss"]
 
 
-WRONG_CLAIMS: dict[str, dict[str, Any]] = {
-    "issuer": {"iss": "https://issuer.example/"},
-    "no issuer": {"iss": None},
-    "subject": {"sub": "system:serviceaccount:apps:other"},
-    "audience of another runner": {"aud": ["flame-backend/parent/other"]},
-    "audience of the API": {"aud": ["https://kubernetes.default.svc"]},
-    "two audiences": {"aud": [EXPECTED.audience, "more"]},
-    "audience as text": {"aud": EXPECTED.audience},
-    "expired": {"exp": int(NOW)},
-    "not yet valid": {"nbf": int(NOW) + 120},
-    "from the future": {"iat": int(NOW) + 120},
-    "too long a life": {"exp": int(NOW) + 7200},
-    "no expiry": {"exp": None},
-    "expiry as text": {"exp": str(int(NOW) + 600)},
-    "expiry as true": {"exp": True},
-    "another pod": {"kubernetes.io": bound(pod={"name": "other", "uid": "uid-1"})},
-    "an earlier pod": {"kubernetes.io": bound(pod={"name": "runner", "uid": "uid-0"})},
-    "bound to no pod": {"kubernetes.io": bound(pod=None)},
-    "bound to a Secret": {"kubernetes.io": bound(secret={"name": "s"})},
-    "another namespace": {"kubernetes.io": bound(namespace="other")},
-    "another account": {"kubernetes.io": bound(serviceaccount={"name": "other"})},
-    "no kubernetes claims": {"kubernetes.io": None},
-}
-
-
 @pytest.mark.parametrize("changes", WRONG_CLAIMS.values(), ids=WRONG_CLAIMS.keys())
 def test_token_with_one_wrong_claim_is_refused(changes: dict[str, Any]) -> None:
     """Well signed, and wrong in exactly one place."""
     with pytest.raises(LinkUnauthenticated):
         verified_claims(sign(claims(**changes)), JWKS, EXPECTED, NOW)
-
-
-def small_key_token() -> str:
-    """Return a token signed by a key that is too small, which PyJWT warns of."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return sign(claims(), SMALL, "RS256", kid="small")
-
-
-def forged() -> dict[str, str]:
-    """Return tokens whose signature or header is the attack."""
-    head, body, signature = sign(claims()).split(".")
-    public = jwk(STRANGER, "rsa", "RS256")
-    double = json.dumps(claims())[:-1] + ', "iss": "https://issuer.example"}'
-    der = P256.sign(b"x", ec.ECDSA(hashes.SHA256()))
-    return {
-        "alg none": f"{part({'alg': 'none', 'kid': 'rsa'})}.{body}.",
-        "alg none with signature": f"{part({'alg': 'none', 'kid': 'rsa'})}.{body}.AA",
-        "HS256 by the public key": sign(claims(), b"x" * 64, "HS256"),
-        "stranger's key": sign(claims(), STRANGER),
-        "embedded key": sign(claims(), STRANGER, jwk=public),
-        "key by URL": sign(claims(), STRANGER, jku="https://evil.example/keys"),
-        "critical extension": sign(claims(), crit=["b64"], b64=False),
-        "unknown kid": sign(claims(), kid="other"),
-        "no kid": jwt.encode(claims(), RSA, "RS256"),
-        "kid of another kind of key": sign(claims(), RSA, "RS256", kid="ec"),
-        "small RSA key": small_key_token(),
-        "ECDSA signature in DER": ".".join(
-            [part({"alg": "ES256", "kid": "ec"}), body, part(der)]
-        ),
-        "PS256": sign(claims(), RSA, "PS256"),
-        "typ": sign(claims(), typ="at+jwt"),
-        "payload changed": f"{head}.{part(claims(jti='id-2'))}.{signature}",
-        "padded": f"{head}.{body}=.{signature}",
-        "not canonical": f"{head}.{body}.{signature[:-1]}{chr(ord(signature[-1]) + 1)}",
-        "two parts": f"{head}.{body}",
-        "four parts": f"{head}.{body}.{signature}.x",
-        "key twice": f"{head}.{part(double.encode())}.{signature}",
-        "huge": f"{head}.{'A' * 10_000}.{signature}",
-        "not ASCII": f"{head}.{body}é.{signature}",
-        "empty": "",
-        "JSON array": f"{part([])}.{body}.{signature}",
-        "deep JSON": f"{part(b'[' * 5000)}.{body}.{signature}",
-    }
 
 
 @pytest.mark.parametrize("name", forged())

@@ -31,6 +31,7 @@ from flame_backend.runner.parent import VARIABLE, Parent
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
 
     from flame_backend.backends.base import PoolSpec, Sink
     from flame_backend.wire.link import Link
@@ -45,12 +46,15 @@ class Judge:
         self.tokens: dict[str, str] = {}
 
     def admit(
-        self, body: bytes, _addresses: frozenset[str]
+        self, body: bytes, _addresses: frozenset[str], take: Callable[[], bool]
     ) -> tuple[str, dict[str, Any]]:
         """Return runner and facts of a HELLO, or refuse."""
         facts = json.loads(body)
         if self.tokens.get(facts["runner"]) != facts["token"]:
             msg = "another token"
+            raise LinkUnauthenticated(msg)
+        if not take():
+            msg = "cut meanwhile"
             raise LinkUnauthenticated(msg)
         return facts["runner"], facts
 
@@ -73,7 +77,7 @@ class TlsBackend:
         self.listener = Listener(
             ("127.0.0.1",),
             0,
-            self.judge,  # type: ignore[arg-type]
+            self.judge,
             self._runner_connected,
             self._slot_connected,
         )

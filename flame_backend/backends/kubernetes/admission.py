@@ -3,18 +3,25 @@
 A runner that we posted, and nobody else, once: the claims of its token are verified
 offline against the cluster's keys, the pod is looked up live, and only the last step
 changes anything. Whatever fails, the peer learns nothing but that the link closed.
+
+What a stranger can make us do is in this order: parse 16 KiB of JSON, check one
+signature, and no more. Waiting and asking the API server begin with a token that the
+cluster signed for a pod of the expected name.
 """
 
 from __future__ import annotations
 
 import hmac
+import logging
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from flame_backend.backends.kubernetes.keys import Keys
 from flame_backend.backends.kubernetes.tokens import (
     ExpectedClaims,
+    check_review,
     key_id,
     strict_json,
     verified_claims,
@@ -22,27 +29,18 @@ from flame_backend.backends.kubernetes.tokens import (
 from flame_backend.errors import LinkUnauthenticated
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from flame_backend.backends.kubernetes.keys import Cluster
+
+logger = logging.getLogger("flame_backend.admission")
 
 UID_SECONDS: Final = 5.0
 """How long a HELLO that overtook the answer to our POST waits for it."""
 
-KEYS_SECONDS: Final = 3600.0
-REFRESH_SECONDS: Final = 60.0
-"""An unknown key id refreshes the keys at most this often."""
+REVIEWS_PATH: Final = "/apis/authentication.k8s.io/v1/tokenreviews"
 
 _HELLO_KEYS: Final = frozenset({"v", "runner", "python", "pid", "token"})
-
-JWKS_PATH: Final = "/openid/v1/jwks"
-DISCOVERY_PATH: Final = "/.well-known/openid-configuration"
-
-
-class Cluster(Protocol):
-    """The part of a session that admission needs."""
-
-    def get(self, path: str) -> dict[str, Any]:
-        """Return an object."""
-        ...
 
 
 @dataclass(slots=True)
@@ -65,18 +63,41 @@ class Pending:
 
 
 class Admission:
-    """Decides about first frames; thread-safe."""
+    """Decides about first frames; thread-safe.
 
-    def __init__(self, cluster: Cluster, namespace: str) -> None:
+    Args:
+        cluster: The API server.
+        namespace: Of the runners.
+        review: Have the API server review each token, too (TokenReview; needs a
+            right of the whole cluster).
+        enforce_address: Refuse peers that do not dial from their pod's address.
+            Otherwise that is logged: networks may translate addresses.
+        clock: Seconds since the epoch.
+        uid_seconds: How long to wait for the answer to a POST.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        namespace: str,
+        *,
+        review: bool = False,
+        enforce_address: bool = False,
+        clock: Callable[[], float] = time.time,
+        uid_seconds: float = UID_SECONDS,
+    ) -> None:
         self._cluster = cluster
         self._namespace = namespace
+        self._review = review
+        self._enforce_address = enforce_address
+        self._clock = clock
+        self._uid_seconds = uid_seconds
+        self._keys = Keys(cluster)
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._pending: dict[str, Pending] = {}
         self._used: dict[str, float] = {}
-        self._keys: dict[str, Any] = {}
-        self._keys_at = float("-inf")
-        self._issuer = ""
+        self._accounts: dict[str, str] = {}
 
     # ------------------------------------------------------------------ expectations
 
@@ -101,83 +122,71 @@ class Admission:
     # ------------------------------------------------------------------ the decision
 
     def admit(
-        self, hello: bytes, addresses: frozenset[str]
+        self, hello: bytes, addresses: frozenset[str], take: Callable[[], bool]
     ) -> tuple[str, dict[str, Any]]:
         """Decide about a HELLO.
 
         Args:
             hello: Body of the first frame, at most 16 KiB.
             addresses: Addresses of the peer.
+            take: Takes the connection out of its listener's hands, as part of the
+                last step; False when it was cut meanwhile.
 
         Returns:
             The runner's name and the facts of its HELLO.
 
         Raises:
             LinkUnauthenticated: With the step that failed, for our own log only.
+            KubeTLSError: The API server could not be asked.
         """
         facts = _facts(hello)
         runner = str(facts["runner"])
-        pending = self._await_uid(runner)
+        pending = self._expected(runner)
         token = str(facts.pop("token"))
         claims = self._verified(token, runner, pending)
+        uid = self._await_uid(runner, pending)
+        if not hmac.compare_digest(str(claims["kubernetes.io"]["pod"]["uid"]), uid):
+            _refuse("pod.uid")
         self._look_up(claims, pending, addresses)
-        self._connect(runner, pending, claims)
+        if self._review:
+            self._ask_for_review(token, runner, pending)
+        self._connect(runner, pending, claims, take)
         return runner, facts
 
-    def _await_uid(self, runner: str) -> Pending:
+    def _expected(self, runner: str) -> Pending:
         with self._lock:
             found = self._pending.get(runner)
-            if found is None or found.connected:
-                msg = "no runner of this name is expected"
-                raise LinkUnauthenticated(msg)
-            self._changed.wait_for(
-                lambda: found.uid or self._pending.get(runner) is not found,
-                UID_SECONDS,
-            )
-            if found.uid is None:
-                msg = "its POST has not been answered"
-                raise LinkUnauthenticated(msg)
-            return found
+        if found is None or found.connected:
+            _refuse("no runner of this name is expected")
+        return found
 
     def _verified(self, token: str, runner: str, pending: Pending) -> dict[str, Any]:
-        keys = self._keys_with(key_id(token))
-        expected = ExpectedClaims(
-            issuer=self._issuer,
+        issuer = self._keys.issuer(key_id(token))
+        expected = self._claims_of(runner, pending, issuer.name)
+        return verified_claims(token, issuer.jwks, expected, self._clock())
+
+    def _claims_of(self, runner: str, pending: Pending, issuer: str) -> ExpectedClaims:
+        return ExpectedClaims(
+            issuer=issuer,
             audience=pending.audience,
             namespace=self._namespace,
             service_account=pending.service_account,
             pod=runner,
-            uid=pending.uid or "",
+            uid=pending.uid,
         )
-        return verified_claims(token, keys, expected, time.time())
 
-    def _keys_with(self, kid: str) -> dict[str, Any]:
-        """Return the key set, fetched again when it is old or lacks the key.
-
-        The paths are fixed: a key set's address from the discovery document is
-        never dialled.
-        """
-        now = time.monotonic()
+    def _await_uid(self, runner: str, pending: Pending) -> str:
         with self._lock:
-            age = now - self._keys_at
-            known = any(key.get("kid") == kid for key in self._keys.get("keys", ()))
-            if age < (KEYS_SECONDS if known else REFRESH_SECONDS):
-                return self._keys
-            self._keys_at = now
-        keys = self._cluster.get(JWKS_PATH)
-        issuer = self._cluster.get(DISCOVERY_PATH).get("issuer")
-        if not isinstance(issuer, str) or not isinstance(keys.get("keys"), list):
-            msg = "the cluster's issuer discovery has no issuer or no keys"
-            raise LinkUnauthenticated(msg)
-        with self._lock:
-            self._keys, self._issuer = keys, issuer
-        return keys
+            self._changed.wait_for(
+                lambda: pending.uid or self._pending.get(runner) is not pending,
+                self._uid_seconds,
+            )
+            if pending.uid is None:
+                _refuse("its POST has not been answered")
+            return pending.uid
 
     def _look_up(
-        self,
-        claims: Mapping[str, Any],
-        pending: Pending,
-        addresses: frozenset[str],
+        self, claims: Mapping[str, Any], pending: Pending, addresses: frozenset[str]
     ) -> None:
         """Ask the API server for the pod: offline checks know no deletion."""
         pod = self._cluster.get(pending.path)
@@ -191,26 +200,47 @@ class Admission:
         if spec.get("serviceAccountName") != pending.service_account:
             _refuse("its pod runs as another account")
         node = claims["kubernetes.io"].get("node")
-        if isinstance(node, dict) and node.get("name") != spec.get("nodeName"):
+        if node is not None and _name(node) != spec.get("nodeName"):
             _refuse("its token is for another node")
         known = {entry.get("ip") for entry in status.get("podIPs") or ()}
         if known and not known & addresses:
-            _refuse("it dials from an address that is not its pod's")
+            if self._enforce_address:
+                _refuse("it dials from an address that is not its pod's")
+            logger.info("%s dials from another address than its pod's", pending.path)
+
+    def _ask_for_review(self, token: str, runner: str, pending: Pending) -> None:
+        body = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenReview",
+            "spec": {"token": token, "audiences": [pending.audience]},
+        }
+        found = self._cluster.post(REVIEWS_PATH, body)
+        check_review(found.get("status"), self._claims_of(runner, pending, ""))
 
     def _connect(
-        self, runner: str, pending: Pending, claims: Mapping[str, Any]
+        self,
+        runner: str,
+        pending: Pending,
+        claims: Mapping[str, Any],
+        take: Callable[[], bool],
     ) -> None:
         """Compare and set: the one step that changes state."""
         token_id = claims.get("jti")
-        now = time.time()
+        account = str(claims["kubernetes.io"]["serviceaccount"].get("uid"))
+        now = self._clock()
         with self._lock:
             if pending.connected or self._pending.get(runner) is not pending:
                 _refuse("a second connection")
+            if self._accounts.get(pending.service_account, account) != account:
+                _refuse("its account was deleted and made again")
             self._used = {key: end for key, end in self._used.items() if end > now}
+            if isinstance(token_id, str) and token_id in self._used:
+                _refuse("a token that was used before")
+            if not take():
+                _refuse("its connection was cut meanwhile")
             if isinstance(token_id, str):
-                if token_id in self._used:
-                    _refuse("a token that was used before")
                 self._used[token_id] = float(claims["exp"])
+            self._accounts[pending.service_account] = account
             pending.connected = True
 
 
@@ -224,6 +254,10 @@ def _facts(hello: bytes) -> dict[str, Any]:
     if not isinstance(facts["runner"], str) or not isinstance(facts["token"], str):
         _refuse("a HELLO with facts of another kind")
     return facts
+
+
+def _name(node: object) -> object:
+    return node.get("name") if isinstance(node, dict) else node
 
 
 def _refuse(reason: str) -> NoReturn:

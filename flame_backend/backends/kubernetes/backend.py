@@ -78,6 +78,11 @@ class KubernetesBackend:
         keep_failed: Seconds for which the pods of failed boots and lost runners are
             kept, for kubectl describe; until the pool closes at the latest.
         owner_reference: Let the cluster remove runners with this pod.
+        token_review: Have the API server review the tokens of runners, besides the
+            checks that are made here. Needs create on tokenreviews, a right that only
+            a ClusterRole gives.
+        enforce_address: Refuse runners that dial from another address than their
+            pod's. Off, it is logged: meshes and address translation change it.
     """
 
     def __init__(  # noqa: PLR0913 - one argument for each option
@@ -93,6 +98,8 @@ class KubernetesBackend:
         port: int | range = 0,
         keep_failed: float = 0.0,
         owner_reference: bool = True,
+        token_review: bool = False,
+        enforce_address: bool = False,
     ) -> None:
         self._options = RunnerOptions(
             manifest=manifest,
@@ -112,6 +119,8 @@ class KubernetesBackend:
         if not 0 <= keep_failed < float("inf"):
             raise ConfigurationError("keep_failed", "seconds, 0 or more")
         self._keep_failed = keep_failed
+        self._token_review = token_review
+        self._enforce_address = enforce_address
         self._lock = threading.Lock()
         self._listener: Listener | None = None
         self._closed = False
@@ -148,19 +157,13 @@ class KubernetesBackend:
 
     def _start(self) -> None:
         spec, session = self._spec, self._session
-        self._admission = Admission(session, self._namespace)
+        self._admission = Admission(
+            session,
+            self._namespace,
+            review=self._token_review,
+            enforce_address=self._enforce_address,
+        )
         self._hub = Hub(spec, self)
-        try:
-            self._listener = Listener(
-                self._addresses,
-                self._ports,
-                self._admission,
-                self._runner_connected,
-                self._slot_connected,
-            )
-        except BaseException:
-            self._hub.close()
-            raise
         self._workers = Workers()
         self._pods = Pods(
             session, self._namespace, spec.instance, self._parent_uid, self._max_pods
@@ -177,6 +180,18 @@ class KubernetesBackend:
             work=self._workers.do,
             keep_failed=self._keep_failed,
         )
+        try:
+            self._listener = Listener(
+                self._addresses,
+                self._ports,
+                self._admission,
+                self._runner_connected,
+                self._slot_connected,
+                reserved=self._lifecycle.addresses,
+            )
+        except BaseException:
+            self._hub.close()
+            raise
         changed = self._lifecycle.pod_changed
         self._monitor = Monitor(session, self._pods.path, self._pods.selector, changed)
         self._workers.do(lambda: self._pods.sweep(dt.datetime.now(dt.UTC)))

@@ -162,6 +162,16 @@ class Lifecycle:
         with self._lock:
             return list(self._runners)
 
+    def addresses(self) -> frozenset[str]:
+        """Return the addresses of all runners' pods that are known."""
+        with self._lock:
+            pods = [found.pod for found in self._runners.values() if found.pod]
+        return frozenset(
+            str(entry.get("ip"))
+            for pod in pods
+            for entry in (pod.get("status") or {}).get("podIPs") or ()
+        )
+
     # ------------------------------------------------------------------ creation
 
     def boot(self, name: str, boot_timeout: float, scale_up_timeout: float) -> None:

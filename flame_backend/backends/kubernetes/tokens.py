@@ -12,9 +12,12 @@ import binascii
 import hmac
 import json
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from flame_backend.errors import LinkUnauthenticated
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 TOKEN_CHARACTERS: Final = 8 * 1024
 LEEWAY_SECONDS: Final = 60.0
@@ -36,7 +39,8 @@ class ExpectedClaims:
         namespace: The pod's namespace.
         service_account: Name of the pod's account.
         pod: Name of the pod.
-        uid: UID of the pod, from the answer to our own POST.
+        uid: UID of the pod, from the answer to our own POST; None while that is
+            not there, and then compared by the caller when it is.
     """
 
     issuer: str
@@ -44,7 +48,7 @@ class ExpectedClaims:
     namespace: str
     service_account: str
     pod: str
-    uid: str
+    uid: str | None
 
 
 def key_id(token: str) -> str:
@@ -67,7 +71,7 @@ def key_id(token: str) -> str:
 
 
 def verified_claims(
-    token: str, jwks: dict[str, Any], expected: ExpectedClaims, now: float
+    token: str, jwks: Mapping[str, Any], expected: ExpectedClaims, now: float
 ) -> dict[str, Any]:
     """Verify a token and return its claims.
 
@@ -139,7 +143,7 @@ def _json(part: str, what: str) -> dict[str, Any]:
         _refuse(what)
 
 
-def _key(jwks: dict[str, Any], kid: str, algorithm: str) -> dict[str, Any]:
+def _key(jwks: Mapping[str, Any], kid: str, algorithm: str) -> dict[str, Any]:
     keys = jwks.get("keys")
     found = [
         key
@@ -226,15 +230,45 @@ def _check_subject(claims: dict[str, Any], expected: ExpectedClaims) -> None:
         "namespace": (kubernetes.get("namespace"), expected.namespace),
         "serviceaccount": (account.get("name"), expected.service_account),
         "pod.name": (pod.get("name"), expected.pod),
-        "pod.uid": (pod.get("uid"), expected.uid),
+        "pod.uid": (pod.get("uid"), expected.uid or pod.get("uid")),
     }
     for name, (found, want) in wanted.items():
-        if not isinstance(found, str) or not hmac.compare_digest(
-            found.encode(), want.encode()
+        if not isinstance(found, str) or not found or not isinstance(want, str):
+            _refuse(name)
+        # JSON can spell characters that UTF-8 cannot.
+        if not hmac.compare_digest(
+            found.encode(errors="surrogatepass"), want.encode(errors="surrogatepass")
         ):
             _refuse(name)
     if claims.get("aud") != [expected.audience]:
         _refuse("aud")
+
+
+def check_review(status: object, expected: ExpectedClaims) -> None:
+    """Check a TokenReview's status; for clusters whose operators want it.
+
+    An API server that knows nothing of audiences leaves them out, and would accept a
+    token for itself: so they must be there, and be ours alone.
+
+    Raises:
+        LinkUnauthenticated: The token is not the runner's.
+    """
+    if not isinstance(status, dict) or status.get("error"):
+        _refuse("review: an error")
+    user = status.get("user")
+    if status.get("authenticated") is not True or not isinstance(user, dict):
+        _refuse("review: not authenticated")
+    if status.get("audiences") != [expected.audience]:
+        _refuse("review: audiences")
+    name = f"system:serviceaccount:{expected.namespace}:{expected.service_account}"
+    if user.get("username") != name:
+        _refuse("review: username")
+    extra = user.get("extra")
+    extra = extra if isinstance(extra, dict) else {}
+    if extra.get("authentication.kubernetes.io/pod-name") != [expected.pod]:
+        _refuse("review: pod-name")
+    if extra.get("authentication.kubernetes.io/pod-uid") != [expected.uid]:
+        _refuse("review: pod-uid")
 
 
 def _refuse(what: str) -> NoReturn:
