@@ -301,7 +301,11 @@ REFUSED: list[tuple[type[KubeTLSError], str, dict[str, Any]]] = [
         "users[ann].as-groups",
         {"user": {"as-groups": ["system:masters"]}},
     ),
-    (KubeconfigError, "users[ann].exec", {"user": {"exec": {"command": "aws"}}}),
+    (
+        KubeconfigError,
+        "users[ann].exec.apiVersion",
+        {"user": {"exec": {"command": "aws"}}},
+    ),
     (CredentialMalformed, "users[ann].token", {"user": {"token": "two words SECRET"}}),
     (CredentialMalformed, "users[ann].token", {"user": {"token": "SECRET\u00e9"}}),
     (CredentialEmpty, "users[ann].token", {"user": {"token": " "}}),
@@ -368,7 +372,7 @@ def test_refused_entry_is_named(
     ("expected", "changes"),
     [
         ("certificate-authority-data", {"cluster": {INSECURE: True}}),
-        ("token or a client certificate", {"user": {"exec": {"command": "x"}}}),
+        ("apiVersion: not set; set", {"user": {"exec": {"command": "x"}}}),
         ("use an exec plugin or a token", {"user": {"auth-provider": {"name": "x"}}}),
         ("https only", {"cluster": {"server": "http://h"}}),
         ("there: dev", {"current-context": "absent"}),

@@ -1,7 +1,8 @@
 """A kubeconfig's YAML as a tree of entries that know their place. Pure.
 
 Only what kubeconfigs are made of: mappings, lists, text, true and false. Numbers and
-dates stay text, as for kubectl (a context may be named 2024-01-01). Custom tags and
+dates stay text, as for kubectl (a context may be named 2024-01-01); `as_json` makes
+numbers of them where a plugin is to have them. Custom tags and
 repeated keys are refused: the first build objects, the second mean different things to
 different readers. Aliases expand within a budget.
 """
@@ -9,6 +10,7 @@ different readers. Aliases expand within a budget.
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,6 +37,14 @@ _SCALARS: Final = frozenset(
 # YAML 1.2: yes and on are words. A flag written so is refused as no flag.
 _TRUE: Final = ("true", "True", "TRUE")
 _FALSE: Final = ("false", "False", "FALSE")
+_INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,17})\Z")
+_DECIMAL: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,17})\.[0-9]{1,17}\Z")
+
+
+class _Plain(str):
+    """Text that stood there as a number, without quotes."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,4 +215,19 @@ def _scalar(node: yaml.ScalarNode) -> str | bool | None:
         return None
     if node.tag == f"{_TAG}bool" and text in _TRUE + _FALSE:
         return text in _TRUE
+    if node.tag in {f"{_TAG}int", f"{_TAG}float"}:
+        return _Plain(text)
     return text
+
+
+def as_json(value: Any) -> Any:
+    """Return a value of a document as JSON has it: plain numbers are numbers."""
+    if isinstance(value, dict):
+        return {key: as_json(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [as_json(inner) for inner in value]
+    if isinstance(value, _Plain):
+        if _INTEGER.match(value):
+            return int(value)
+        return float(value) if _DECIMAL.match(value) else str(value)
+    return value

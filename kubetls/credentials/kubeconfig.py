@@ -27,9 +27,10 @@ from kubetls.errors import (
 from kubetls.identity.names import escaped, reference_identifier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from kubetls.credentials.document import Entry
+    from kubetls.credentials.exec_plugin import ExecPolicy
 
 LIST_VARIABLE: Final = "KUBECONFIG"
 
@@ -39,7 +40,7 @@ def kubeconfig(
     context: str | None = None,
     *,
     trust: Literal["system"] | None = None,
-    exec: Literal["allow", "refuse"] | Callable[..., bool] = "allow",  # noqa: A002 - the field's own name in a kubeconfig
+    exec: ExecPolicy = "allow",  # noqa: A002 - the field's own name in a kubeconfig
     files: Literal["allow", "inline-only"] = "allow",
 ) -> Config:
     """Read one context of a kubeconfig.
@@ -49,11 +50,15 @@ def kubeconfig(
         context: Name of a context; None for current-context.
         trust: "system" to trust the operating system's store when the cluster names
             no CA, and only then.
-        exec: Whether credential plugins may run. They are not supported yet: a user
-            with an exec entry is refused whatever is passed.
+        exec: Whether credential plugins, programs named by the kubeconfig, may run:
+            "allow", "refuse", or a callable that is asked before each run with the
+            program's path, its arguments (a tuple) and the variables it adds to the
+            environment (a dict), all three, as LD_PRELOAD makes another program of
+            any; True allows. None runs before the first reading of credentials.
         files: "inline-only" refuses entries that name other files, for kubeconfigs
             from elsewhere: one with its own CA and a tokenFile of this machine would
-            send that token to a stranger.
+            send that token to a stranger. A plugin is such a file, unless `exec` is a
+            callable.
 
     Returns:
         A config whose source reads the files again whenever asked.
@@ -76,7 +81,9 @@ def kubeconfig(
         named = listed_files(os.environ) or home_file(os.environ)
     if not named:
         raise KubeconfigError("$HOME", "not set, nor is $KUBECONFIG; pass a path")
-    return config_from_files(named, context, trust=trust, inline_only=files != "allow")
+    return config_from_files(
+        named, context, trust=trust, inline_only=files != "allow", policy=exec
+    )
 
 
 def listed_files(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -100,6 +107,7 @@ def config_from_files(
     *,
     trust: Literal["system"] | None = None,
     inline_only: bool = False,
+    policy: ExecPolicy = "allow",
 ) -> Config:
     """Read one context of several files; the first that has an entry wins.
 
@@ -117,10 +125,10 @@ def config_from_files(
     if cluster_name is None:
         raise KubeconfigError(chosen.place("cluster"), "not set")
     source = KubeconfigSource(
-        paths, cluster_name, chosen.text("user"), trust, inline_only
+        paths, cluster_name, chosen.text("user"), trust, inline_only, policy
     )
     endpoint = _endpoint(checked_cluster(documents, cluster_name))
-    source.generation(documents)  # fails now, not at the first request
+    source.check(documents)  # fails now, not at the first request
     origin = f"kubeconfig {chosen.file} context {escaped(name)}"
     return Config(endpoint, source, namespace, origin)
 

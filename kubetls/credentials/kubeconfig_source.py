@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from kubetls.credentials.anchors import (
@@ -22,6 +22,8 @@ from kubetls.credentials.anchors import (
 from kubetls.credentials.client_certificate import parse_client_certificate
 from kubetls.credentials.config import ClientCertificate, Generation
 from kubetls.credentials.document import DOCUMENT_BYTES, Entry, parse_document
+from kubetls.credentials.exec_entry import ExecEntry, cluster_info, parse_exec_entry
+from kubetls.credentials.exec_plugin import PLUGINS, ExecPlugins, ExecPolicy
 from kubetls.credentials.files import read_file
 from kubetls.credentials.hidden import HiddenBytes, leaves_no_frame
 from kubetls.credentials.token import TOKEN_BYTES, BoundToken, parse_opaque_token
@@ -48,7 +50,6 @@ _REFUSED_USER_FIELDS: Final = {
     "as-uid": _AS,
     "as-groups": _AS,
     "as-user-extra": _AS,
-    "exec": "exec plugins are not supported yet; use a token or a client certificate",
 }
 
 
@@ -61,7 +62,10 @@ class KubeconfigSource:
         cluster: Name of the cluster entry.
         user: Name of the user entry, None for none.
         trust: "system" when the operating system's store was asked for.
-        inline_only: Refuse entries that name other files.
+        inline_only: Refuse entries that name other files; a plugin is one, unless a
+            callable decides on it.
+        exec: Whether credential plugins may run.
+        plugins: Runs them.
     """
 
     files: tuple[str, ...]
@@ -69,26 +73,62 @@ class KubeconfigSource:
     user: str | None = None
     trust: Literal["system"] | None = None
     inline_only: bool = False
+    exec: ExecPolicy = "allow"
+    plugins: ExecPlugins = field(default=PLUGINS, repr=False, compare=False)
 
-    def read(self, *, fresh: bool = False) -> Generation:  # noqa: ARG002 - always is
+    def read(self, *, fresh: bool = False) -> Generation:
         """Read the files again, and whatever they name.
+
+        Args:
+            fresh: The server refused what was read before: a plugin is run again.
 
         Raises:
             ConfigError: A kubeconfig is gone or was changed for the worse.
-            CredentialError: A file it names, or a credential in it, cannot be used.
+            CredentialError: A file it names, or a credential in it, cannot be used,
+                or its plugin failed.
         """
-        return self.generation(read_documents(self.files))
+        documents = read_documents(self.files)
+        anchors = self.anchors(documents)
+        found = self.static(documents)
+        if isinstance(found, ExecEntry):
+            cluster = cluster_info(checked_cluster(documents, self.cluster), anchors)
+            made = self.plugins.credential(found, cluster, self.exec, fresh=fresh)
+            return Generation(anchors, made.token, made.client_certificate)
+        return Generation(anchors, *found)
 
-    def generation(self, documents: Sequence[Entry]) -> Generation:
-        """Take the generation out of files that were just read."""
-        anchors = self._anchors(checked_cluster(documents, self.cluster))
+    def check(self, documents: Sequence[Entry]) -> None:
+        """Judge files that were just read, as `read` does, but run no plugin."""
+        self.anchors(documents)
+        self.static(documents)
+
+    def anchors(self, documents: Sequence[Entry]) -> TrustAnchors:
+        """Return the trust anchors of the cluster."""
+        return self._anchors(checked_cluster(documents, self.cluster))
+
+    def static(
+        self, documents: Sequence[Entry]
+    ) -> ExecEntry | tuple[BoundToken | None, ClientCertificate | None]:
+        """Return the user's token and certificate, or the plugin that has them.
+
+        As for kubectl, a plugin is not asked when there is a token or a certificate.
+        """
         if self.user is None:
-            return Generation(anchors)
+            return None, None
         user = lookup(documents, "users", self.user, "user")
         for name, reason in _REFUSED_USER_FIELDS.items():
             if user.has(name):
                 raise KubeconfigError(user.place(name), reason)
-        return Generation(anchors, self._token(user), self._client_certificate(user))
+        entry = parse_exec_entry(user, os.path.dirname(user.file))  # noqa: PTH120 - text
+        found = self._token(user), self._client_certificate(user)
+        if entry is None or found != (None, None):
+            return found
+        if self.exec == "refuse":
+            reason = 'names a credential plugin, and exec="refuse"'
+            raise KubeconfigError(user.place("exec"), reason)
+        if self.inline_only and self.exec == "allow":
+            reason = 'names a program, and files="inline-only"; pass exec= a callable'
+            raise KubeconfigError(user.place("exec"), reason)
+        return entry
 
     def _anchors(self, cluster: Entry) -> TrustAnchors:
         name = "certificate-authority"

@@ -34,7 +34,8 @@ class BoundToken:
     """A bearer token. Compared in constant time; never printed, never pickled.
 
     Attributes:
-        expires_at: `exp` of a JWT (seconds since the epoch), None when it has none.
+        expires_at: Seconds since the epoch: what its issuer said beside it, else `exp`
+            of a JWT, else None.
         warn_after: Kubernetes' `warnafter`: when the kubelet should have renewed it.
             Both are read unverified, for scheduling and diagnosis alone.
     """
@@ -45,14 +46,15 @@ class BoundToken:
     warn_after: float | None
     _reveal: Callable[[], str]
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, expires_at: float | None = None) -> None:
         claims = _claims(text)
         kubernetes = claims.get("kubernetes.io")
         late = kubernetes.get("warnafter") if isinstance(kubernetes, dict) else None
         keep = object.__setattr__
         # A closure, not an attribute: dumps of attributes show a function.
         keep(self, "_reveal", lambda: text)
-        keep(self, "expires_at", _seconds(claims.get("exp")))
+        own = _seconds(claims.get("exp"))
+        keep(self, "expires_at", own if expires_at is None else expires_at)
         keep(self, "warn_after", _seconds(late))
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
@@ -114,20 +116,31 @@ def parse_mounted_token(content: bytes, path: str) -> BoundToken:
 
 
 @leaves_no_frame
-def parse_opaque_token(content: bytes, path: str) -> BoundToken:
-    """Parse a token of a kubeconfig: visible ASCII of any form, capped.
+def parse_opaque_token(
+    content: bytes, path: str, *, expires_at: float | None = None
+) -> BoundToken:
+    """Parse a token of a kubeconfig or plugin: visible ASCII of any form, capped.
 
     Blanks and newlines around it are dropped, as kubectl does.
+
+    Args:
+        content: The token.
+        path: What errors name.
+        expires_at: When it ends, if its issuer said so.
 
     Raises:
         CredentialEmpty, CredentialMalformed: Names the path, never the content.
     """
     reason = "a token is visible ASCII without blanks"
-    return _parsed(content.strip(b" \t\r\n"), path, _VISIBLE, reason)
+    return _parsed(content.strip(b" \t\r\n"), path, _VISIBLE, reason, expires_at)
 
 
 def _parsed(
-    content: bytes, path: str, grammar: re.Pattern[str], reason: str
+    content: bytes,
+    path: str,
+    grammar: re.Pattern[str],
+    reason: str,
+    expires_at: float | None = None,
 ) -> BoundToken:
     if not content.strip():
         raise CredentialEmpty(path, "holds no token")
@@ -136,4 +149,4 @@ def _parsed(
     text = content.decode("latin-1")
     if not grammar.match(text):
         raise CredentialMalformed(path, reason)
-    return BoundToken(text)
+    return BoundToken(text, expires_at)
