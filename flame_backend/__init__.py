@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from flame_backend.backends.inline import InlineBackend
     from flame_backend.backends.kubernetes.backend import KubernetesBackend
     from flame_backend.backends.local import LocalBackend
     from flame_backend.errors import (
@@ -50,15 +51,22 @@ if TYPE_CHECKING:
         Unschedulable,
         VersionSkew,
     )
-    from flame_backend.pool.calls import CallInfo, FlameFuture
+    from flame_backend.events import CallInfo
+    from flame_backend.pool.calls import FlameFuture
     from flame_backend.pool.executor import Pool
+    from flame_backend.pool.retrying import Retry
+    from flame_backend.pool.status import PoolStatus, RunnerStatus
     from flame_backend.runner.parent import Parent, parent
 
 _HOMES: Final = {
     "flame_backend.backends.kubernetes.backend": ("KubernetesBackend",),
+    "flame_backend.backends.inline": ("InlineBackend",),
     "flame_backend.backends.local": ("LocalBackend",),
-    "flame_backend.pool.calls": ("CallInfo", "FlameFuture"),
+    "flame_backend.events": ("CallInfo",),
+    "flame_backend.pool.calls": ("FlameFuture",),
     "flame_backend.pool.executor": ("Pool",),
+    "flame_backend.pool.retrying": ("Retry",),
+    "flame_backend.pool.status": ("PoolStatus", "RunnerStatus"),
     "flame_backend.runner.parent": ("Parent", "parent"),
 }
 _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
@@ -81,6 +89,7 @@ __all__ = [
     "FlameError",
     "FlameFuture",
     "ImagePullError",
+    "InlineBackend",
     "KubernetesBackend",
     "LinkClosed",
     "LinkError",
@@ -97,10 +106,13 @@ __all__ = [
     "PoolClosed",
     "PoolError",
     "PoolSaturated",
+    "PoolStatus",
     "QuotaExceeded",
     "RemoteError",
     "ResultNotSerializable",
+    "Retry",
     "RunnerLost",
+    "RunnerStatus",
     "Unschedulable",
     "VersionSkew",
     "parent",

@@ -106,7 +106,7 @@ def test_slot_is_reused_call_after_call(pool: flame.Pool) -> None:
 def test_map_keeps_order_over_all_runners(pool: flame.Pool) -> None:
     """Results come in the order of the inputs, and both runners work."""
     assert [n * n for n in range(50)] == list(pool.map(square, range(50)))
-    assert 2 == pool.status()["ready"]
+    assert 2 == pool.status().ready
 
 
 def test_map_pulls_its_input_lazily(pool: flame.Pool) -> None:
@@ -226,7 +226,7 @@ def test_crashed_slot_is_told_and_replaced(
 def test_lost_runner_is_told_and_replaced(pool: flame.Pool, victim: str) -> None:
     """SIGKILL of agent or zygote in the middle of a call ends in RunnerLost."""
     pool.call(square, 1)
-    agent = pool.status()["backend"]["agent_pid"]
+    agent = pool.status().backend["agent_pid"]
     children = [pid for pid in descendants(os.getpid()) if parent_of(pid) == agent]
     target = agent if victim == "agent" else children[0]
     future = pool.submit(time.sleep, 60)

@@ -1,44 +1,44 @@
-"""What callers hold: calls, slots in their hands, futures, and facts about a call."""
+"""What callers hold: calls, slots in their hands, and futures."""
 
 from __future__ import annotations
 
 import concurrent.futures
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from flame_backend.events import CallInfo
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
 
     from flame_backend.errors import FlameError
+    from flame_backend.pool.retrying import Retry
     from flame_backend.wire.link import Link
+
+    Progress = Callable[[Any, str | None], object]
 
 T = TypeVar("T")
 
+logger = logging.getLogger("flame_backend.pool")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CallInfo:
-    """How one call went.
+class CallOptions:
+    """What holds for each call of a pool, or of a view of it.
 
     Attributes:
-        id: Number of the call within its pool.
-        runner: Name of the runner that ran it, "" when none did.
-        node: Node or host of that runner.
-        attempt: Tries it took, from 1; only calls that never started are tried again.
-        queued_s: Seconds it waited for a slot.
-        boot_s: Seconds the boot of its runner took.
-        run_s: Seconds from the request to the result.
-        log_tail: Last output of the call; empty in this version.
+        timeout: Seconds it may run.
+        queue_timeout: Seconds it may wait for a slot.
+        link: Its end follows from its caller's.
+        retry: When it is tried again.
     """
 
-    id: int
-    runner: str = ""
-    node: str = ""
-    attempt: int = 1
-    queued_s: float = 0.0
-    boot_s: float = 0.0
-    run_s: float = 0.0
-    log_tail: str = ""
+    timeout: float | None
+    queue_timeout: float | None
+    link: bool = True
+    retry: Retry | None = None
 
 
 class Lease:
@@ -65,37 +65,46 @@ class Lease:
 class Call:
     """One call inside the pool: what it runs, and what is known so far.
 
-    Its fields from `lease` on are written under the lock of `Leases` alone.
+    Its fields from `lease` on are written under the ledger's lock alone.
     """
 
     __slots__ = (
-        "attempt", "boot_s", "deadline", "error", "future", "id", "lease", "lock",
-        "node", "queue_deadline", "queue_timeout", "queued_at", "queued_s", "request",
-        "run_s", "runner", "started_at", "timed_out", "timeout",
+        "attempt", "boot_s", "deadline", "delayed", "doom", "error", "future", "id",
+        "lease", "link", "lock", "node", "queue_deadline", "queue_timeout",
+        "queued_at", "queued_s", "request", "retry", "run_s", "runner", "started_at",
+        "timeout", "tries",
     )  # fmt: skip
 
     def __init__(
         self,
         number: int,
         request: list[bytes],
-        timeout: float | None,
-        queue_timeout: float | None,
+        timeout: float | None = None,
+        queue_timeout: float | None = None,
+        retry: Retry | None = None,
+        *,
+        link: bool = True,
     ) -> None:
         self.id = number
         self.request = request
         self.timeout = timeout
         self.queue_timeout = queue_timeout
+        self.retry = retry
+        self.link = link
         self.queue_deadline: float | None = None
         self.queued_at = self.started_at = 0.0
         self.queued_s = self.boot_s = self.run_s = 0.0
         self.attempt = 1
+        self.tries = 0
         self.runner = self.node = ""
         self.future: FlameFuture[Any] | None = None
         self.lock: threading.Lock | None = None
         self.lease: Lease | None = None
         self.error: FlameError | None = None
         self.deadline = 0.0
-        self.timed_out = False
+        # How it ends while its slot is being killed, and whether it waits to be tried.
+        self.doom: FlameError | None = None
+        self.delayed = False
 
     def info(self) -> CallInfo:
         """Return the facts."""
@@ -111,12 +120,25 @@ class Call:
 
 
 class FlameFuture(concurrent.futures.Future[T], Generic[T]):
-    """A future that also knows its call."""
+    """A future that also knows its call.
 
-    def __init__(self, call: Call, withdraw: Callable[[Call], bool]) -> None:
+    Unlike one of the standard library it can be cancelled while it runs.
+    """
+
+    # The base calls a future "running" that can no longer be cancelled. Ours can, so
+    # for the base it is pending until it is done, and `running` asks the call.
+
+    def __init__(
+        self,
+        call: Call,
+        withdraw: Callable[[Call], bool],
+        abandon: Callable[[Call], bool],
+    ) -> None:
         super().__init__()
         self._call = call
         self._withdraw = withdraw
+        self._abandon = abandon
+        self._progress: list[Progress] = []
 
     @property
     def call(self) -> CallInfo:
@@ -128,13 +150,44 @@ class FlameFuture(concurrent.futures.Future[T], Generic[T]):
         """Where the call is: "queued", "running" or "done"."""
         if self.done():
             return "done"
-        return "running" if self.running() else "queued"
+        return "queued" if self._call.lease is None else "running"
+
+    def running(self) -> bool:
+        """Tell whether the call has a slot."""
+        return self.phase == "running"
 
     def cancel(self) -> bool:
-        """Cancel the call if it waits; False when it runs or is done."""
-        if not super().cancel():
-            return False
-        if self._withdraw(self._call):
-            # Nobody will take it up any more, so nobody else would tell waiters.
-            self.set_running_or_notify_cancel()
+        """Cancel the call: one that waits is removed, one that runs is killed.
+
+        Returns:
+            False when it is done, or runs and was made with link=False.
+        """
+        end = self._abandon if self._call.link else self._withdraw
+        return self._cancelled(end)
+
+    def cancel_waiting(self) -> bool:
+        """Cancel the call unless it runs or is done."""
+        return self._cancelled(self._withdraw)
+
+    def _cancelled(self, end: Callable[[Call], bool]) -> bool:
+        if not end(self._call):
+            return self.cancelled()
+        super().cancel()
+        # Nobody will take it up any more, so nobody else would tell waiters.
+        self.set_running_or_notify_cancel()
         return True
+
+    def add_progress_callback(self, callback: Progress) -> None:
+        """Have a function called with each value and message the call reports.
+
+        In the thread that reads the call's link; what the function raises is logged.
+        """
+        self._progress.append(callback)
+
+    def report_progress(self, value: Any, message: str | None) -> None:
+        """Pass on what the call reported; for the pool."""
+        for callback in list(self._progress):
+            try:
+                callback(value, message)
+            except Exception:
+                logger.exception("a progress callback raised")

@@ -25,10 +25,13 @@ class Crew:
             slots never leave one waiting; one more tells of calls that failed.
         name: Prefix of the threads' names.
         serve: Sees to one call; does not raise.
+
+    Attributes:
+        limit: As above; it may change.
     """
 
     def __init__(self, limit: int, name: str, serve: Callable[[Call], None]) -> None:
-        self._limit = limit
+        self.limit = limit
         self._name = name
         self._serve = serve
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
@@ -42,7 +45,7 @@ class Crew:
         with self._lock:
             if self._idle:
                 self._idle -= 1
-            elif len(self._threads) < self._limit:
+            elif len(self._threads) < self.limit:
                 name = f"{self._name}-{len(self._threads)}"
                 thread = threading.Thread(target=self._run, name=name, daemon=True)
                 self._threads.append(thread)

@@ -7,23 +7,35 @@ collected, and ended, while its last calls finish.
 from __future__ import annotations
 
 import itertools
+import random
 import secrets
 import threading
+from concurrent.futures import CancelledError, InvalidStateError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from flame_backend.errors import CallTimeout, FlameError, LinkError
+from flame_backend.errors import FlameError, LinkError
+from flame_backend.events import CallDone
+from flame_backend.pool.announcer import Announcer
 from flame_backend.pool.calls import Call, FlameFuture
 from flame_backend.pool.crew import Crew
 from flame_backend.pool.exchange import outcome, receive
 from flame_backend.pool.leases import Leases
+from flame_backend.pool.ledger import Ledger
 from flame_backend.pool.machine import Machine
+from flame_backend.pool.reports import Reports
+from flame_backend.pool.status import pool_status
 from flame_backend.wire.frames import Kind
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flame_backend.backends.base import Backend, PoolSpec
-    from flame_backend.pool.calls import Lease
+    from flame_backend.events import Event
+    from flame_backend.pool.calls import CallOptions, Lease
+    from flame_backend.pool.commands import Sizing
     from flame_backend.pool.exchange import Outcome
+    from flame_backend.pool.status import PoolStatus
 
 # Kubernetes' own alphabet for suffixes: nothing that reads as a word or as another.
 _SUFFIX: Final = "bcdfghjklmnpqrstvwxz2456789"
@@ -33,25 +45,45 @@ started: set[Engine] = set()
 
 
 class Engine:
-    """One pool's machinery, unstarted until its first call."""
+    """One pool's machinery, unstarted until its first use.
 
-    def __init__(self, spec: PoolSpec, max_runners: int, backend: Backend) -> None:
+    Args:
+        spec: What the backend must know.
+        sizing: How large the pool is.
+        backend: Where runners come from.
+        on_event: Told of events; None for nobody.
+    """
+
+    def __init__(
+        self,
+        spec: PoolSpec,
+        sizing: Sizing,
+        backend: Backend,
+        on_event: Callable[[Event], object] | None,
+    ) -> None:
         self._spec = spec
-        machine = Machine(spec.name, max_runners, spec.slots, _suffix)
-        limit = max_runners * spec.slots + 1
+        announcer = None if on_event is None else Announcer(spec.name, on_event)
+        self._announcer = announcer
+        machine = Machine(spec.name, sizing, _suffix, random.random)
+        limit = _crew_limit(sizing.max, spec.slots)
         self._crew = Crew(limit, f"flame-{spec.name}", self._serve)
-        self._leases = Leases(machine, backend, spec, self._crew.put)
+        self._ledger = Ledger(machine, backend, spec, self._crew.put, announcer)
+        self._leases = Leases(self._ledger, Reports(self._ledger))
         self._numbers = itertools.count(1)
         self._ending = threading.Lock()
         self._started = False
-        self.status = self._leases.status
         self.shutdown_timeout = spec.shutdown_timeout
 
-    def new_call(
-        self, request: list[bytes], timeout: float | None, queue_timeout: float | None
-    ) -> Call:
+    def new_call(self, request: list[bytes], options: CallOptions) -> Call:
         """Return a call for `run` or `submit`."""
-        return Call(next(self._numbers), request, timeout, queue_timeout)
+        return Call(
+            next(self._numbers),
+            request,
+            options.timeout,
+            options.queue_timeout,
+            options.retry,
+            link=options.link,
+        )
 
     def _start(self) -> None:
         self._started = True
@@ -63,15 +95,14 @@ class Engine:
         """Run a call; this thread waits, writes and reads."""
         if not self._started:
             self._start()
-        try:
-            done = self._attempt(call, self._leases.checkout(call))
-            while done is None:
-                done = self._attempt(call, self._leases.checkout(call, again=True))
-        except BaseException as error:
-            self._leases.give_up(call)
-            _inform(error, call)
-            raise
-        value, raised = done
+        value, raised = self._tried(call)
+        while raised is not None:
+            pause = self._pause(call, raised)
+            if pause is None:
+                break
+            value, raised = self._tried(call, pause)
+        if self._announcer is not None:
+            self._announce(call, raised)
         if raised is None:
             return value
         _inform(raised, call)
@@ -79,7 +110,28 @@ class Engine:
             raise raised
         finally:
             # Or error -> traceback -> this frame -> error is a cycle.
-            del raised, done
+            del raised
+
+    def _tried(self, call: Call, pause: float | None = None) -> Outcome:
+        """Try a call until it has been sent in full; return how it ended.
+
+        Raises:
+            BaseException: Ctrl-C and the like, after what the call held is given up.
+        """
+        again = pause is not None
+        try:
+            lease = self._leases.checkout(call, again=again, pause=pause or 0.0)
+            while (done := self._attempt(call, lease)) is None:
+                lease = self._leases.checkout(call, again=True)
+        except Exception as error:  # noqa: BLE001 - an outcome, raised by `run`
+            self._leases.give_up(call)
+            return None, error
+        except BaseException as error:
+            self._leases.give_up(call)
+            if self._announcer is not None:
+                self._announce(call, error)
+            raise
+        return done
 
     def _attempt(self, call: Call, lease: Lease) -> Outcome | None:
         """Try a call on a slot; None when it was not sent in full.
@@ -95,13 +147,24 @@ class Engine:
                 return None
             raise refusal from None
         try:
-            done = outcome(receive(lease.link, call.id), self._spec)
+            done = outcome(receive(lease.link, call), self._spec)
         except LinkError as error:
             raise self._leases.broken(call, error) from None
         self._leases.checkin(call)
-        if call.timed_out:
-            raise CallTimeout("run", call.timeout or 0.0)
+        if call.doom is not None:
+            raise call.doom
         return done
+
+    def _pause(self, call: Call, error: BaseException) -> float | None:
+        """Return the seconds before another try, None when there is none."""
+        if call.retry is None or isinstance(call.doom, CancelledError):
+            return None
+        pause = call.retry.pause(error, call.tries)
+        if pause is not None:
+            call.tries += 1
+            call.attempt += 1
+            call.queue_deadline = call.doom = None
+        return pause
 
     # ------------------------------------------------------------------ in the crew's
 
@@ -113,50 +176,101 @@ class Engine:
         """
         if not self._started:
             self._start()
-        future: FlameFuture[Any] = FlameFuture(call, self._leases.withdraw)
+        future: FlameFuture[Any] = FlameFuture(call, self._withdraw, self._abandon)
         call.future = future
         self._leases.enqueue(call)
         return future
 
-    def failed(self, error: FlameError) -> FlameFuture[Any]:
+    def _withdraw(self, call: Call) -> bool:
+        withdrawn = self._leases.withdraw(call)
+        if withdrawn and self._announcer is not None:
+            self._announce(call, call.doom)
+        return withdrawn
+
+    def _abandon(self, call: Call) -> bool:
+        return self._withdraw(call) or self._leases.abandon(call)
+
+    def failed(self, error: FlameError, options: CallOptions) -> FlameFuture[Any]:
         """Return a future of a call that could not be made."""
-        future: FlameFuture[Any] = FlameFuture(self.new_call([], None, None), _never)
-        future.set_exception(error)
-        return future
+        call = self.new_call([], options)
+        call.future = FlameFuture(call, _never, _never)
+        self._settle(call, None, error)
+        return call.future
 
     def _serve(self, call: Call) -> None:
         """See to a call that has got a slot, or an error."""
-        future, lease = call.future, call.lease
-        assert future is not None  # only submitted calls are dispatched
-        if not future.running() and not future.set_running_or_notify_cancel():
+        lease, error = call.lease, call.error
+        value: Any = None
+        raised: BaseException | None
+        if call.doom is not None and lease is not None:
+            # It ran out of time, or was cancelled, before it began.
             self._leases.checkin(call)
-            return
-        if lease is None:
-            assert call.error is not None  # there is one or the other
-            self._leases.give_up(call)
-            self._settle(call, None, call.error)
+            self._settle(call, None, call.doom)
             return
         try:
-            done = self._attempt(call, lease)
+            done = (None, error) if lease is None else self._attempt(call, lease)
             if done is None:
                 self._leases.enqueue(call, again=True)
                 return
-            value, error = done
+            value, raised = done
         except BaseException as failure:  # noqa: BLE001 - a future carries whatever there is
+            raised = failure
+        if raised is not None:
             self._leases.give_up(call)
-            value, error = None, failure
-        self._settle(call, value, error)
+        pause = None if raised is None else self._pause(call, raised)
+        if pause is not None:
+            self._leases.enqueue(call, again=True, pause=pause)
+            return
+        self._settle(call, value, raised)
 
     def _settle(self, call: Call, value: Any, error: BaseException | None) -> None:
         future = call.future
-        assert future is not None  # as above
+        assert future is not None  # only submitted calls come here
         # Futures are kept; requests are large.
         call.request = []
-        if error is None:
-            future.set_result(value)
-        else:
-            _inform(error, call)
-            future.set_exception(error)
+        if self._announcer is not None:
+            self._announce(call, error)
+        with suppress(InvalidStateError):  # cancelled, and told so by who did that
+            if error is None:
+                future.set_result(value)
+            elif not isinstance(call.doom, CancelledError):
+                _inform(error, call)
+                future.set_exception(error)
+
+    def _announce(self, call: Call, error: BaseException | None) -> None:
+        assert self._announcer is not None  # the caller has looked
+        pool, info = self._spec.name, call.info()
+        self._announcer(CallDone(pool=pool, call=info, error=error))
+
+    # ------------------------------------------------------------------ size
+
+    def start(self) -> None:
+        """Come into use without a call; errors as for `Leases.start`."""
+        if not self._started:
+            self._start()
+        self._leases.start()
+
+    def wait_ready(self, seconds: float | None) -> None:
+        """Wait until the pool has its smallest size; as `Leases.wait_ready`."""
+        if not self._started:
+            self._start()
+        self._leases.wait_ready(seconds)
+
+    def resize(self, smallest: int | None, largest: int | None) -> None:
+        """Give the pool another size."""
+        if not self._started:
+            self._start()
+        most = self._leases.resize(smallest, largest)
+        self._crew.limit = _crew_limit(most, self._spec.slots)
+
+    @property
+    def max_slots(self) -> int:
+        """How many calls may run at a time."""
+        return self._ledger.machine.max * self._spec.slots
+
+    def status(self) -> PoolStatus:
+        """Return what there is."""
+        return pool_status(self._ledger)
 
     # ------------------------------------------------------------------ end
 
@@ -164,20 +278,32 @@ class Engine:
         """Take no more calls; cancel those that were submitted and wait."""
         for call in self._leases.refuse():
             if cancel_futures and call.future is not None:
-                call.future.cancel()
+                call.future.cancel_waiting()
 
-    def finish(self, seconds: float | None) -> None:
-        """Let calls finish, for so long; then end everything. Blocks."""
-        self._leases.wait_idle(seconds)
+    def finish(self, seconds: float | None) -> bool:
+        """Let calls finish, for so long; then end everything. Blocks.
+
+        Returns:
+            False when some did not finish in that time.
+        """
+        finished = self._leases.wait_idle(seconds)
         with self._ending:
             self._leases.end()
             # Their links are cut and their processes gone: a moment.
             self._crew.close()
+            if self._announcer is not None:
+                self._announcer.close()
         started.discard(self)
+        return finished
 
     def after_fork(self) -> None:
         """In a forked child: let go of the parent's sockets."""
         self._leases.after_fork()
+
+
+def _crew_limit(runners: int, slots: int) -> int:
+    """As many threads as calls that run, and one to tell of calls that failed."""
+    return runners * slots + 1
 
 
 def _inform(error: BaseException, call: Call) -> None:

@@ -22,6 +22,7 @@ from flame_backend.wire.text import clean
 
 if TYPE_CHECKING:
     from flame_backend.backends.base import PoolSpec
+    from flame_backend.pool.calls import Call
     from flame_backend.wire.frames import Frame
     from flame_backend.wire.link import Link
 
@@ -31,22 +32,36 @@ REFUSED: Final = "refused"
 """Key of an ERROR body that is a refusal of the result (runner/slot.py has it too)."""
 
 
-def receive(link: Link, number: int) -> Frame:
+def receive(link: Link, call: Call) -> Frame:
     """Read the reply to a request that was sent in full.
+
+    What the call reports on the way goes to its future's callbacks.
 
     Raises:
         LinkError: The link ended before it, or brought something else.
     """
     frame = link.receive()
-    while frame.kind is Kind.PROGRESS:
+    while frame.kind is Kind.PROGRESS and frame.call_id == call.id:
+        _pass_on(frame, call)
         frame = link.receive()
-    if frame.call_id != number or frame.kind not in _REPLIES:
+    if frame.call_id != call.id or frame.kind not in _REPLIES:
         msg = f"{frame.kind.name} of call {frame.call_id}"
         raise MalformedFrame(msg)
     return frame
 
 
 _REPLIES: Final = frozenset((Kind.RESULT, Kind.ERROR))
+
+
+def _pass_on(frame: Frame, call: Call) -> None:
+    match decode(frame.body, frame.segments):
+        case [value, None | str() as message]:
+            if call.future is not None:
+                text = None if message is None else clean(message, 1024)
+                call.future.report_progress(value, text)
+        case _:
+            msg = "progress that is not a value and a message"
+            raise MalformedFrame(msg)
 
 
 def outcome(frame: Frame, spec: PoolSpec) -> Outcome:

@@ -15,45 +15,41 @@ import threading
 import weakref
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Literal
 
-from flame_backend.errors import (
-    ConfigurationError,
-    NestedCallError,
-    NotSerializable,
-    PayloadTooLarge,
-)
+from flame_backend.errors import ConfigurationError
 from flame_backend.pool import engine as engines
+from flame_backend.pool.calls import CallOptions
 from flame_backend.pool.engine import Engine
-from flame_backend.pool.mapping import mapped
+from flame_backend.pool.forms import Forms, Home
 from flame_backend.pool.options import (
     BOOT_TIMEOUT,
+    IDLE_SHUTDOWN_AFTER,
     MAX_PAYLOAD,
     MAX_RESULT,
     SHUTDOWN_TIMEOUT,
     default_backend,
     fresh_instance,
     limit_seconds,
+    pool_sizing,
     pool_spec,
 )
+from flame_backend.pool.retrying import Retry, retry_policy
 from flame_backend.runner.parent import parent
-from flame_backend.wire.functions import dump_call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from flame_backend.backends.base import Backend
-    from flame_backend.pool.calls import Call, FlameFuture
-
-P = ParamSpec("P")
-T = TypeVar("T")
+    from flame_backend.events import Event
+    from flame_backend.pool.status import PoolStatus
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
-class Pool(concurrent.futures.Executor):
-    """A pool of runners, booted on first use and kept until `shutdown`.
+class Pool(Forms, concurrent.futures.Executor):
+    """A pool of runners that boot on demand and go away when idle.
 
     A `concurrent.futures.Executor`: submit, map and shutdown have the standard
     meaning; `call` runs a function and returns its result.
@@ -61,19 +57,35 @@ class Pool(concurrent.futures.Executor):
     Args:
         name: DNS label of at most 40 characters; part of runner names and logs.
         max: Most runners at a time, in this process.
+        min: Runners that boot at once, in the background, and stay. 0 in a runner.
         max_concurrency: Calls a runner serves at a time, each in a process of its own.
+        single_use: A runner ends with its first call.
         timeout: Seconds a call may run; None for no limit.
         queue_timeout: Seconds a call may wait for a slot; None for no limit. A pool
             whose runners do not boot fails its callers all the same.
         boot_timeout: Seconds a runner may take to be ready.
         shutdown_timeout: Seconds that calls may take to finish when the interpreter
             exits, or a runner is told to end.
+        idle_shutdown_after: Seconds without a call after which a runner beyond min
+            ends; None for never.
+        min_idle_shutdown_after: Seconds without any call after which all runners end,
+            to come back with the next call; None for never.
+        max_queue: Most calls that wait; others get `PoolSaturated`.
+        buffer: Idle slots kept ready beyond the calls that run, while some do.
+        placement: "least_loaded" spreads calls over runners; "pack" fills one before
+            the next, so that others can go.
+        max_lifetime: Seconds after which a runner takes no more calls, and is replaced.
+        max_tasks_per_child: Calls after which a slot's process is renewed.
+        retries: Tries after the first one, or a `Retry`. A number alone counts for
+            calls that are known not to have started.
         results: "data" decodes what runners send without executing anything;
             "pickle" lets a runner execute code in this process.
         result_types: Dataclasses, enums and exceptions that results may hold.
         max_result: Largest result in bytes, large buffers aside.
         max_payload: Largest request in bytes.
         preload: Modules a runner imports before it is ready.
+        on_event: Called with each `flame_backend.events.Event`, in a thread of its own.
+        nested: "error": a runner that uses a pool of its own gets `NestedCallError`.
         backend: Where runners come from; None chooses by $FLAME_BACKEND, else pods
             inside a pod, else local processes.
 
@@ -86,21 +98,31 @@ class Pool(concurrent.futures.Executor):
         name: str,
         *,
         max: int,  # noqa: A002 - FLAME's word
+        min: int = 0,  # noqa: A002 - as above
         max_concurrency: int = 1,
+        single_use: bool = False,
         timeout: float | None = None,
         queue_timeout: float | None = None,
         boot_timeout: float = BOOT_TIMEOUT,
         shutdown_timeout: float = SHUTDOWN_TIMEOUT,
+        idle_shutdown_after: float | None = IDLE_SHUTDOWN_AFTER,
+        min_idle_shutdown_after: float | None = None,
+        max_queue: int | None = None,
+        buffer: int = 0,
+        placement: Literal["least_loaded", "pack"] = "least_loaded",
+        max_lifetime: float | None = None,
+        max_tasks_per_child: int | None = None,
+        retries: int | Retry = 0,
         results: Literal["data", "pickle"] = "data",
         result_types: Sequence[type] = (),
         max_result: int = MAX_RESULT,
         max_payload: int = MAX_PAYLOAD,
         preload: Sequence[str] = (),
+        on_event: Callable[[Event], object] | None = None,
+        nested: Literal["error"] = "error",
         backend: Backend | None = None,
     ) -> None:
-        if type(max) is not int or max < 1:
-            raise ConfigurationError("max", "a whole number of runners, 1 or more")
-        self._spec = pool_spec(
+        spec = pool_spec(
             name,
             max_concurrency=max_concurrency,
             boot_timeout=boot_timeout,
@@ -111,120 +133,112 @@ class Pool(concurrent.futures.Executor):
             max_payload=max_payload,
             preload=preload,
         )
-        self._max = max
-        self._timeout = limit_seconds("timeout", timeout)
-        self._queue_timeout = limit_seconds("queue_timeout", queue_timeout)
+        self._sizing = pool_sizing(
+            spec,
+            max_runners=max,
+            min_runners=min,
+            buffer=buffer,
+            idle_shutdown_after=idle_shutdown_after,
+            min_idle_shutdown_after=min_idle_shutdown_after,
+            single_use=single_use,
+            max_queue=max_queue,
+            placement=placement,
+            max_lifetime=max_lifetime,
+            max_tasks_per_child=max_tasks_per_child,
+        )
+        if nested != "error":
+            raise ConfigurationError("nested", 'must be "error"')
+        if on_event is not None and not callable(on_event):
+            raise ConfigurationError("on_event", "a function of one event")
+        options = CallOptions(
+            timeout=limit_seconds("timeout", timeout),
+            queue_timeout=limit_seconds("queue_timeout", queue_timeout),
+            retry=retry_policy(retries),
+        )
+        super().__init__(Home(spec), options)
+        self._on_event = on_event
         self._backend = default_backend() if backend is None else backend
+        if parent() is not None:
+            # A runner has the app's modules, and must not boot what they ask for.
+            self._sizing = replace(self._sizing, min=0)
         self._begin()
         _pools.add(self)
+        if self._sizing.min:
+            self._home.engine.start()
 
     def _begin(self) -> None:
         """Be a pool that has not started."""
-        self._engine = Engine(self._spec, self._max, self._backend)
-        self._collected = weakref.finalize(self, _finish_soon, self._engine)
+        home = self._home
+        home.engine = Engine(home.spec, self._sizing, self._backend, self._on_event)
+        self._collected = weakref.finalize(self, _finish_soon, home.engine)
         # At exit, `_end_all` sees to it, in its own order.
         self._collected.atexit = False
 
-    # ------------------------------------------------------------------ calls
-
-    def call(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a function on a runner and return its result, or raise what it raised.
-
-        Raises:
-            CallTimeout, RunnerLost, CallCrashed: It has no result.
-            BootError: No runner could be had.
-            NotSerializable, ResultNotSerializable, PayloadTooLarge: It cannot travel.
-            PoolClosed: The pool was shut down.
-        """
-        result: T = self._engine.run(
-            self._new_call(fn, args, kwargs, self._timeout, self._queue_timeout)
-        )
-        return result
-
-    def submit(
-        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> FlameFuture[T]:
-        """Run a function on a runner; return a future, with `.call` and `.phase`."""
-        return self._submit(fn, args, kwargs, self._timeout, self._queue_timeout)
-
-    def map(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-        ordered: bool = True,
-        return_exceptions: bool = False,
-    ) -> Iterator[T]:
-        """Run a function over inputs, which are pulled only as results are taken.
-
-        Args:
-            fn: What to run.
-            *iterables: Inputs, as for the builtin map.
-            timeout: Seconds from now until the last result.
-            chunksize: Inputs sent to a runner at a time.
-            buffersize: Chunks in flight; None for twice the pool's slots.
-            ordered: Results in the order of inputs; False for as they come.
-            return_exceptions: Yield an exception in its place and go on.
-        """
-        size = 2 * self._max * self._spec.slots if buffersize is None else buffersize
-        return mapped(
-            self.submit,
-            fn,
-            zip(*iterables, strict=False),
-            timeout=timeout,
-            chunksize=chunksize,
-            buffersize=size,
-            ordered=ordered,
-            return_exceptions=return_exceptions,
-        )
+    # ------------------------------------------------------------------ the pool
 
     def options(
         self,
         *,
         timeout: float | Literal["pool"] | None = "pool",
         queue_timeout: float | Literal["pool"] | None = "pool",
-    ) -> Options:
-        """Return the pool with other limits for the calls made through it."""
-        return Options(
-            self,
-            self._timeout if timeout == "pool" else timeout,
-            self._queue_timeout if queue_timeout == "pool" else queue_timeout,
-        )
+        link: bool = True,
+        retries: int | Retry | Literal["pool"] = "pool",
+    ) -> Forms:
+        """Return the pool with other options for the calls made through it.
 
-    def status(self) -> dict[str, Any]:
-        """Return facts about runners, slots and waiting calls."""
-        return {"name": self._spec.name, "max": self._max, **self._engine.status()}
+        Args:
+            timeout: Seconds a call may run.
+            queue_timeout: Seconds it may wait for a slot.
+            link: The call ends when its caller leaves (Ctrl-C) or cancels it. False
+                lets it finish, as long as this process lives.
+            retries: As for the pool.
+        """
+        own = self._options
+        if timeout != "pool":
+            own = replace(own, timeout=limit_seconds("timeout", timeout))
+        if queue_timeout != "pool":
+            seconds = limit_seconds("queue_timeout", queue_timeout)
+            own = replace(own, queue_timeout=seconds)
+        if retries != "pool":
+            own = replace(own, retry=retry_policy(retries))
+        return Forms(self._home, replace(own, link=link))
 
-    def _new_call(
-        self,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        timeout: float | None,
-        queue_timeout: float | None,
-    ) -> Call:
-        if parent() is not None:
-            msg = "a runner does not use pools of its own; call from the parent"
-            raise NestedCallError(msg)
-        request = dump_call(fn, args, kwargs, limit=self._spec.max_payload)
-        return self._engine.new_call(request, timeout, queue_timeout)
+    def status(self) -> PoolStatus:
+        """Return what there is: runners, calls, failures; prints as a table."""
+        return self._home.engine.status()
 
-    def _submit(
-        self,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        timeout: float | None,
-        queue_timeout: float | None,
-    ) -> FlameFuture[Any]:
-        try:
-            call = self._new_call(fn, args, kwargs, timeout, queue_timeout)
-        except (NotSerializable, PayloadTooLarge) as error:
-            # As every executor: what is wrong with a call is on its future.
-            return self._engine.failed(error)
-        return self._engine.submit(call)
+    def resize(self, *, min: int | None = None, max: int | None = None) -> None:  # noqa: A002 - FLAME's words
+        """Change the smallest and largest number of runners; None keeps one.
+
+        Runners too many end with their calls; missing ones boot in the background.
+
+        Raises:
+            ConfigurationError: The bounds contradict each other.
+        """
+        self._home.engine.resize(min, max)
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Wait until min runners are ready; with min=0, until one is.
+
+        Raises:
+            BootError: They cannot be had; says why.
+            BootTimeout: They are not ready in this time.
+            PoolClosed: The pool was shut down.
+        """
+        self._home.engine.wait_ready(limit_seconds("timeout", timeout))
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Take no more calls, let those that are there finish, and end the pool.
+
+        Args:
+            timeout: Seconds for that; None for shutdown_timeout. Calls that take
+                longer are cancelled.
+
+        Returns:
+            True when every call finished.
+        """
+        limit = limit_seconds("timeout", timeout)
+        return self._end(self._home.spec.shutdown_timeout if limit is None else limit)
 
     # ------------------------------------------------------------------ end
 
@@ -236,10 +250,10 @@ class Pool(concurrent.futures.Executor):
                 happens beside the program; at its exit within shutdown_timeout.
             cancel_futures: Cancel what was submitted and has not started.
         """
-        self._engine.refuse(cancel_futures=cancel_futures)
+        self._home.engine.refuse(cancel_futures=cancel_futures)
         if wait:
             self._collected.detach()
-            self._engine.finish(None)
+            self._home.engine.finish(None)
         else:
             self._collected()
 
@@ -257,42 +271,18 @@ class Pool(concurrent.futures.Executor):
             self._end(0.0)
         return False
 
-    def _end(self, seconds: float) -> None:
+    def _end(self, seconds: float) -> bool:
         self._collected.detach()
-        self._engine.refuse(cancel_futures=seconds <= 0)
-        self._engine.finish(seconds)
+        self._home.engine.refuse(cancel_futures=seconds <= 0)
+        return self._home.engine.finish(seconds)
 
     def _after_fork(self) -> None:
         self._collected.detach()
-        self._engine.after_fork()
+        self._home.engine.after_fork()
         # Another process' pool: its runners must not be taken for the parent's.
-        self._spec = replace(self._spec, instance=fresh_instance())
+        home = self._home
+        home.spec = replace(home.spec, instance=fresh_instance())
         self._begin()
-
-
-class Options:
-    """A pool seen with other limits; made by `Pool.options`."""
-
-    def __init__(
-        self, pool: Pool, timeout: float | None, queue_timeout: float | None
-    ) -> None:
-        self._pool = pool
-        self._timeout = limit_seconds("timeout", timeout)
-        self._queue_timeout = limit_seconds("queue_timeout", queue_timeout)
-
-    def call(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """As `Pool.call`."""
-        pool = self._pool
-        call = pool._new_call(fn, args, kwargs, self._timeout, self._queue_timeout)  # noqa: SLF001 - two halves
-        result: T = pool._engine.run(call)  # noqa: SLF001
-        return result
-
-    def submit(
-        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> FlameFuture[T]:
-        """As `Pool.submit`."""
-        pool = self._pool
-        return pool._submit(fn, args, kwargs, self._timeout, self._queue_timeout)  # noqa: SLF001
 
 
 def _finish_soon(engine: Engine) -> None:

@@ -8,111 +8,31 @@ carry out. Checkout and checkin are O(1) in runners and in waiting calls.
     a runner       booting -> ready -> (draining) -> gone
     a slot         opening -> idle <-> busy -> opening (again) -> ...
 
-Laws, held by the state machine test: never more than `max_runners` runners; a call is
-assigned once, to one idle slot; a slot has one call at most; a call that waits and can
-no longer be served is failed; after `close` nothing waits and no runner is left.
+Laws, held by the state machine test: never more than `max` runners; a call is assigned
+once, to one idle slot; a slot has one call at most; a call that waits and can no longer
+be served is failed; after `close` nothing waits and no runner is left.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections import OrderedDict
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
-from flame_backend.errors import (
-    AppImportError,
-    AuthRefused,
-    BootDenied,
-    BootError,
-    CallTimeout,
-    ContainerConfigError,
-    ImagePullError,
-    PoolClosed,
-    VersionSkew,
-)
+from flame_backend.errors import BootError, CallTimeout, PoolClosed, PoolSaturated
+from flame_backend.pool.breaker import Breaker
+from flame_backend.pool.commands import Assign, Boot, End, Fail, OpenSlot, Renew
+from flame_backend.pool.roster import Roster
+from flame_backend.pool.shrinking import oldest_ages, pool_rests, surplus_rests
+from flame_backend.pool.waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flame_backend.errors import FlameError
-
-    Suffix = Callable[[], str]
-
-BOOT_FAILURES: Final = 3
-"""Failed boots in a row after which waiting callers are told, not kept."""
+    from flame_backend.pool.commands import Command, Sizing
+    from flame_backend.pool.roster import Runner
 
 SLOT_FAILURES: Final = 3
 """Slots of a runner that end in a row before they connect: the runner is of no use."""
-
-BACKOFF_SECONDS: Final = 1.0
-BACKOFF_MAX_SECONDS: Final = 60.0
-
-# What the next boot would meet again: callers are told at once.
-FATAL: Final = (
-    AppImportError,
-    AuthRefused,
-    BootDenied,
-    ContainerConfigError,
-    ImagePullError,
-    VersionSkew,
-)
-
-
-# Commands are named tuples: a frozen dataclass costs four times as much to make, and
-# one is made for each call.
-
-
-class Assign(NamedTuple):
-    """Run this call on that idle slot."""
-
-    call: int
-    runner: str
-    slot: int
-
-
-class Boot(NamedTuple):
-    """Boot a runner."""
-
-    runner: str
-
-
-class OpenSlot(NamedTuple):
-    """Start a process for a slot."""
-
-    runner: str
-    slot: int
-
-
-class End(NamedTuple):
-    """End a runner."""
-
-    runner: str
-
-
-class Fail(NamedTuple):
-    """Tell a waiting call that it will not run."""
-
-    call: int
-    error: FlameError
-
-
-Command = Assign | Boot | OpenSlot | End | Fail
-
-
-class _Runner:
-    """One runner: which of its slots are idle or busy, by number."""
-
-    __slots__ = ("draining", "failures", "idle", "load", "ready", "running", "served")
-
-    def __init__(self) -> None:
-        self.ready = False
-        self.draining = False
-        self.served = False
-        self.failures = 0
-        self.idle: dict[int, None] = {}
-        self.running: dict[int, int] = {}
-        # Where it stands in the machine's lists of runners with idle slots; -1: none.
-        self.load = -1
 
 
 class Machine:
@@ -120,25 +40,41 @@ class Machine:
 
     Args:
         name: The pool's name; runners are named after it.
-        max_runners: Most runners at a time.
-        slots: Slots of each runner.
+        sizing: How large it is.
         suffix: Gives a fresh suffix for each runner's name.
+        spread: Gives numbers from 0 to 1, for pauses between boots.
+
+    Attributes:
+        sizing: How large it was made.
+        roster: The runners.
+        breaker: The boots that failed.
+        min: Runners kept; changes by `resize`.
+        max: Most runners; changes by `resize`.
+        closed: Nothing begins any more.
     """
 
-    def __init__(self, name: str, max_runners: int, slots: int, suffix: Suffix) -> None:
+    def __init__(
+        self,
+        name: str,
+        sizing: Sizing,
+        suffix: Callable[[], str],
+        spread: Callable[[], float],
+    ) -> None:
         self._name = name
-        self._max = max_runners
-        self._slots = slots
+        self.sizing = sizing
         self._suffix = suffix
-        self._runners: dict[str, _Runner] = {}
-        # Runners that have an idle slot, by the number of calls they run.
-        self._free: list[dict[str, _Runner]] = [{} for _ in range(slots)]
-        self._waiting: OrderedDict[int, float] = OrderedDict()
-        self._deadlines: list[tuple[float, int]] = []
-        self._opening = 0
-        self._failures = 0
-        self._retry_at = 0.0
+        self._waiting = Waiting()
+        self._queue = self._waiting.calls
+        self.roster = Roster(sizing)
+        self.breaker = Breaker(spread)
+        self.min = sizing.min
+        self.max = sizing.max
         self.closed = False
+        # Runners wanted beyond min for wait_ready, and none at all while nobody calls.
+        self._warming = 0
+        self._asleep = False
+        # Checked once with each call instead of one by one.
+        self._plain = not (sizing.single_use or sizing.max_tasks)
 
     # ------------------------------------------------------------------ calls
 
@@ -162,239 +98,301 @@ class Machine:
         """
         if self.closed:
             return [Fail(call, PoolClosed("the pool was shut down"))]
-        for free in self._free:
-            if free:
-                runner, found = next(reversed(free.items()))
-                slot, _ = found.idle.popitem()
-                return [self._assigned(call, runner, slot, found)]
-        self._waiting[call] = queue_timeout
-        if again:
-            self._waiting.move_to_end(call, last=False)
-        if deadline is not None:
-            self._expect(deadline, call)
+        found = self.roster.room()
+        if found is not None:
+            slot, _ = found.idle.popitem()
+            self.roster.occupy(found, slot, call)
+            assigned: list[Command] = [Assign(call, found.name, slot)]
+            return assigned + self._grown(now) if self.sizing.buffer else assigned
+        refusal = self._refusal(now, again=again)
+        if refusal is not None:
+            return [Fail(call, refusal)]
+        self._asleep = False
+        self._waiting.add(call, queue_timeout, deadline, first=again)
         return self._grown(now)
 
     def finished(self, runner: str, slot: int, now: float) -> list[Command]:
         """A call ended and its slot is free again."""
-        found = self._runners.get(runner)
-        if found is None or found.running.pop(slot, None) is None:
+        found = self.roster.runners.get(runner)
+        if found is None or slot not in found.running:
             return []
+        self.roster.vacate(found, slot, now)
         if found.draining:
-            return self._drained(runner, found, now)
-        return self._freed(runner, slot, found)
+            return self._drained(found, now)
+        if not self._plain:
+            if self.sizing.single_use:
+                return self._ended(found, "used", now)
+            if self._worn(found, slot):
+                found.renewing.add(slot)
+                return [Renew(runner, slot), *self._grown(now)]
+        return self._freed(found, slot, now)
 
     def cancel(self, call: int) -> bool:
         """A waiting call is given up; False when it is not waiting."""
-        return self._waiting.pop(call, None) is not None
+        return self._waiting.remove(call)
 
     # ------------------------------------------------------------------ runners
 
     def ready(self, runner: str) -> list[Command]:
         """A runner booted; its slots follow one by one."""
-        found = self._runners.get(runner)
+        found = self.roster.runners.get(runner)
         if found is None:
-            return [End(runner)]
+            return [End(runner, "failed")]
         found.ready = True
         return []
 
-    def slot_opened(self, runner: str, slot: int) -> list[Command] | None:
+    def slot_opened(self, runner: str, slot: int, now: float) -> list[Command] | None:
         """A slot can take calls; None when the machine has no use for it."""
-        found = self._runners.get(runner)
+        found = self.roster.runners.get(runner)
         if found is None or slot in found.idle or slot in found.running:
             return None
-        if found.draining:
+        if found.draining or slot in found.renewing:
             return None
-        self._failures = found.failures = 0
-        self._retry_at = 0.0
+        self.breaker.succeeded()
+        found.failures = 0
         found.served = True
-        self._opening -= 1
-        return self._freed(runner, slot, found)
+        return [*self._freed(found, slot, now), *self._grown(now)]
 
     def slot_ended(self, runner: str, slot: int, now: float) -> list[Command]:
         """A slot's process ended; its runner gets another one."""
-        found = self._runners.get(runner)
+        found = self.roster.runners.get(runner)
         if found is None:
             return []
-        if slot in found.idle or slot in found.running:
-            found.idle.pop(slot, None)
-            found.running.pop(slot, None)
+        found.tasks.pop(slot, None)
+        if slot in found.running:
+            self.roster.vacate(found, slot, now)
             if found.draining:
-                return self._drained(runner, found, now)
-            self._opening += 1
-            self._rank(runner, found)
-            return [OpenSlot(runner, slot)]
-        if found.draining:
+                return self._drained(found, now)
+            if self.sizing.single_use:
+                return self._ended(found, "used", now)
+        elif found.draining:
             return []
-        found.failures += 1
-        if found.failures < SLOT_FAILURES:
-            return [OpenSlot(runner, slot)]
-        reason = f"{SLOT_FAILURES} of its processes in a row did not connect"
-        self._forget(runner)
-        error = BootError(runner, "connect", f"{reason}; its output says why")
-        return [End(runner), *self._failed(error, now)]
+        elif slot in found.idle:
+            self.roster.unsettle(found, slot)
+        elif slot in found.renewing:
+            found.renewing.discard(slot)
+        else:
+            return self._slot_failed(found, slot, now)
+        return [OpenSlot(runner, slot)]
 
     def draining(self, runner: str, now: float) -> list[Command]:
         """A runner will end: no new calls there; it goes when it has none left."""
-        found = self._runners.get(runner)
+        found = self.roster.runners.get(runner)
         if found is None or found.draining:
             return []
-        self._opening -= self._slots - len(found.idle) - len(found.running)
-        found.draining = True
-        found.idle.clear()
-        self._rank(runner, found)
-        return self._drained(runner, found, now)
+        return [*self._retired(found, "drained"), *self._grown(now)]
 
     def lost(self, runner: str, error: FlameError, now: float) -> list[Command]:
         """A ready runner is gone; its calls learn it from their links."""
-        found = self._runners.get(runner)
+        found = self.roster.runners.get(runner)
         if found is None:
             return []
-        self._forget(runner)
+        self.roster.remove(found)
         if not found.served and not found.draining:
             # It never could run a call: to the callers that is a boot that failed.
-            return self._failed(BootError(runner, "start", str(error)), now)
+            return self._failed(found, BootError(runner, "start", str(error)), now)
         return self._grown(now)
 
     def boot_failed(self, runner: str, error: BootError, now: float) -> list[Command]:
         """A boot failed; try again later, or tell the callers."""
-        if runner not in self._runners:
+        found = self.roster.runners.get(runner)
+        if found is None:
             return []
-        self._forget(runner)
-        return self._failed(error, now)
+        self.roster.remove(found)
+        return self._failed(found, error, now)
+
+    # ------------------------------------------------------------------ size
+
+    def start(self, now: float) -> list[Command]:
+        """The pool comes into use: bring it to its smallest size."""
+        self._asleep = False
+        return self._grown(now)
+
+    def warm(self, runners: int, now: float) -> list[Command]:
+        """Somebody waits until so many runners are ready."""
+        self._warming = min(runners, self.max)
+        return self.start(now)
+
+    def cool(self) -> None:
+        """Nobody waits for that any more."""
+        self._warming = 0
+
+    def resize(self, smallest: int, largest: int, now: float) -> list[Command]:
+        """The pool gets another size: boot what is missing, retire what is too much."""
+        self.min, self.max = smallest, largest
+        self._asleep = False
+        surplus = self.roster.alive - largest
+        commands: list[Command] = []
+        if surplus > 0:
+            # The least is lost with those that run nothing.
+            living = sorted(self.roster.living(), key=lambda found: len(found.running))
+            for found in living[:surplus]:
+                commands += self._retired(found, "resized")
+        return commands + self._grown(now)
 
     # ------------------------------------------------------------------ time, end
 
     def tick(self, now: float) -> list[Command]:
-        """Time passed: expire waiting calls, boot again after a pause."""
-        commands: list[Command] = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, call = heapq.heappop(self._deadlines)
-            limit = self._waiting.pop(call, None)
-            if limit is not None:
-                commands.append(Fail(call, CallTimeout("queue", limit)))
+        """Time passed: expire calls and runners, boot again after a pause."""
+        commands: list[Command] = [
+            Fail(call, CallTimeout("queue", limit))
+            for call, limit in self._waiting.expired(now)
+        ]
+        commands += self._aged(now)
+        commands += self._rested(now)
         return commands + self._grown(now)
 
     def next_tick(self) -> float | None:
         """The moment at which `tick` has something to do; None for never."""
-        while self._deadlines and self._deadlines[0][1] not in self._waiting:
-            heapq.heappop(self._deadlines)
-        moments = [self._deadlines[0][0]] if self._deadlines else []
-        if self._retry_at and self._wanted():
-            moments.append(self._retry_at)
-        return min(moments, default=None)
+        moments = [self._waiting.next_deadline(), *self._shrinks()]
+        if self.breaker.failures and self._wanted() and not self._probing():
+            moments.append(self.breaker.retry_at)
+        return min((found for found in moments if found is not None), default=None)
 
     def close(self) -> list[Command]:
         """Take no more calls; fail those that wait, end all runners."""
         self.closed = True
         commands: list[Command] = [
-            Fail(call, PoolClosed("the pool was shut down")) for call in self._waiting
+            Fail(call, PoolClosed("the pool was shut down"))
+            for call in self._waiting.clear()
         ]
-        commands += [End(runner) for runner in self._runners]
-        self._waiting.clear()
-        self._deadlines.clear()
-        self._runners.clear()
-        for free in self._free:
-            free.clear()
-        self._opening = 0
-        return commands
-
-    # ------------------------------------------------------------------ facts
-
-    def counts(self) -> dict[str, int]:
-        """Numbers for status()."""
-        runners = self._runners.values()
-        ready = sum(found.ready for found in runners)
-        return {
-            "booting": len(runners) - ready,
-            "ready": ready,
-            "idle_slots": sum(len(found.idle) for found in runners),
-            "busy_slots": sum(len(found.running) for found in runners),
-            "waiting": len(self._waiting),
-        }
+        return commands + [End(name, "closed") for name in self.roster.clear()]
 
     @property
-    def runners(self) -> tuple[str, ...]:
-        """Names of all runners, booting ones too."""
-        return tuple(self._runners)
+    def waiting(self) -> int:
+        """How many calls wait."""
+        return len(self._waiting)
 
-    # ------------------------------------------------------------------ inside
+    @property
+    def serving(self) -> int:
+        """How many runners have opened a slot and are there to stay."""
+        return sum(found.served for found in self.roster.living())
 
-    def _assigned(self, call: int, runner: str, slot: int, found: _Runner) -> Assign:
-        """Note that a slot, idle no more, runs a call."""
-        found.running[slot] = call
-        self._rank(runner, found)
-        return Assign(call, runner, slot)
+    # ------------------------------------------------------------------ inside: slots
 
-    def _freed(self, runner: str, slot: int, found: _Runner) -> list[Command]:
-        """Give a slot to the caller who waits longest, or keep it idle."""
-        if self._waiting:
-            call, _ = self._waiting.popitem(last=False)
-            return [self._assigned(call, runner, slot, found)]
-        found.idle[slot] = None
-        self._rank(runner, found)
+    def _freed(self, found: Runner, slot: int, now: float) -> list[Command]:
+        """Give an open slot to the caller who waits longest, or keep it idle."""
+        if self._queue:
+            call = self._waiting.pop()
+            self.roster.seize(found, slot, call)
+            return [Assign(call, found.name, slot)]
+        self.roster.settle(found, slot, now)
         return []
 
-    def _rank(self, runner: str, found: _Runner) -> None:
-        """Put a runner among those of its load, if a call could go there."""
-        load = len(found.running) if found.idle else -1
-        if load == found.load:
-            return
-        if found.load >= 0:
-            del self._free[found.load][runner]
-        if load >= 0:
-            self._free[load][runner] = found
-        found.load = load
+    def _worn(self, found: Runner, slot: int) -> bool:
+        """Count a slot's call; tell whether it has run as many as it may."""
+        most = self.sizing.max_tasks
+        found.tasks[slot] = tasks = found.tasks.get(slot, 0) + 1
+        return most is not None and tasks >= most
 
-    def _drained(self, runner: str, found: _Runner, now: float) -> list[Command]:
+    def _slot_failed(self, found: Runner, slot: int, now: float) -> list[Command]:
+        found.failures += 1
+        if found.failures < SLOT_FAILURES:
+            return [OpenSlot(found.name, slot)]
+        reason = f"{SLOT_FAILURES} of its processes in a row did not connect"
+        error = BootError(found.name, "connect", f"{reason}; its output says why")
+        self.roster.remove(found)
+        return [End(found.name, "failed"), *self._failed(found, error, now)]
+
+    # ------------------------------------------------------------------ inside: shrink
+
+    def _ended(self, found: Runner, reason: str, now: float) -> list[Command]:
+        self.roster.remove(found)
+        return [End(found.name, reason), *self._grown(now)]
+
+    def _drained(self, found: Runner, now: float) -> list[Command]:
         """End a draining runner with its last call."""
         if found.running:
-            return self._grown(now)
-        self._forget(runner)
-        return [End(runner), *self._grown(now)]
-
-    def _failed(self, error: BootError, now: float) -> list[Command]:
-        """Count a boot that failed."""
-        self._failures += 1
-        pause = min(BACKOFF_MAX_SECONDS, BACKOFF_SECONDS * 2.0 ** (self._failures - 1))
-        self._retry_at = now + pause
-        hopeless = isinstance(error, FATAL) or self._failures >= BOOT_FAILURES
-        serving = (f.served and not f.draining for f in self._runners.values())
-        if not hopeless or any(serving):
             return []
-        waiting = list(self._waiting)
-        self._waiting.clear()
-        # The next caller starts afresh: the cluster may have recovered.
-        self._failures, self._retry_at = 0, 0.0
-        return [Fail(call, error) for call in waiting]
+        return self._ended(found, found.reason, now)
 
-    def _expect(self, deadline: float, call: int) -> None:
-        """Note a deadline; those of calls that found a slot go in time or in bulk."""
-        if len(self._deadlines) > 1024 + 2 * len(self._waiting):
-            self._deadlines = [d for d in self._deadlines if d[1] in self._waiting]
-            heapq.heapify(self._deadlines)
-        heapq.heappush(self._deadlines, (deadline, call))
-
-    def _wanted(self) -> int:
-        """How many runners more the waiting calls could use."""
-        missing = len(self._waiting) - self._opening
-        if missing <= 0:
-            return 0
-        return min(-(-missing // self._slots), self._max - len(self._runners))
-
-    def _grown(self, now: float) -> list[Command]:
-        if self.closed or now < self._retry_at:
+    def _retired(self, found: Runner, reason: str) -> list[Command]:
+        """End a runner as soon as it runs nothing."""
+        self.roster.retire(found, reason)
+        if found.running:
             return []
+        self.roster.remove(found)
+        return [End(found.name, reason)]
+
+    def _aged(self, now: float) -> list[Command]:
+        """Retire runners that have lived long enough."""
         commands: list[Command] = []
-        for _ in range(self._wanted()):
-            runner = f"{self._name}-{self._suffix()}"
-            self._runners[runner] = _Runner()
-            self._opening += self._slots
-            commands.append(Boot(runner))
+        while (moment := oldest_ages(self.roster, self.sizing)) is not None:
+            if moment > now:
+                break
+            oldest = next(self.roster.living())
+            commands += self._retired(oldest, "lifetime")
         return commands
 
-    def _forget(self, runner: str) -> None:
-        found = self._runners.pop(runner)
-        if not found.draining:
-            self._opening -= self._slots - len(found.idle) - len(found.running)
-        found.idle.clear()
-        self._rank(runner, found)
+    def _rested(self, now: float) -> list[Command]:
+        """End surplus runners that have rested long enough, or all of them."""
+        _, surplus, sleep = self._shrinks()
+        if sleep is not None and sleep <= now:
+            self._asleep = True
+            return [End(name, "idle") for name in self.roster.clear()]
+        commands: list[Command] = []
+        while surplus is not None and surplus <= now:
+            name = next(iter(self.roster.resting))
+            self.roster.remove(self.roster.runners[name])
+            commands.append(End(name, "idle"))
+            _, surplus, _ = self._shrinks()
+        return commands
+
+    def _shrinks(self) -> tuple[float | None, float | None, float | None]:
+        """Return when the oldest runner, the next surplus one, and all may end."""
+        roster, sizing = self.roster, self.sizing
+        age = oldest_ages(roster, sizing)
+        if self._queue:
+            return age, None, None
+        kept = max(self.min, self._warming)
+        return age, surplus_rests(roster, sizing, kept), pool_rests(roster, sizing)
+
+    # ------------------------------------------------------------------ inside: grow
+
+    def _refusal(self, now: float, *, again: bool) -> FlameError | None:
+        """Say why a call may not wait; None when it may."""
+        breaker, most = self.breaker, self.sizing.max_queue
+        if breaker.open and now < breaker.retry_at and not self.roster.serves():
+            return breaker.last
+        if most is not None and len(self._queue) >= most and not again:
+            return PoolSaturated(f"{most} calls wait already (max_queue)")
+        return None
+
+    def _failed(self, found: Runner, error: BootError, now: float) -> list[Command]:
+        """A runner could not be had."""
+        self.breaker.failed(error, found.born, now)
+        if not self.breaker.open or self.roster.serves():
+            return []
+        return [Fail(call, error) for call in self._waiting.clear()]
+
+    def _wanted(self) -> int:
+        """How many runners more the pool should have."""
+        roster = self.roster
+        room = self.max - len(roster)
+        if room <= 0 or self.closed:
+            return 0
+        lacking = len(self._queue) - roster.idle - roster.opening
+        if self.sizing.buffer and (roster.busy or self._queue):
+            lacking += self.sizing.buffer
+        kept = 0 if self._asleep else max(self.min, self._warming)
+        wanted = max(-(-lacking // self.sizing.slots), kept - roster.alive)
+        return max(0, min(wanted, room))
+
+    def _probing(self) -> bool:
+        """Tell whether a boot is under way."""
+        return any(not found.served for found in self.roster.living())
+
+    def _grown(self, now: float) -> list[Command]:
+        wanted = self._wanted()
+        if not wanted:
+            return []
+        if self.breaker.failures:
+            # One runner tells whether boots succeed again.
+            wait = self._probing() or now < self.breaker.retry_at
+            wanted = 0 if wait else 1
+        commands: list[Command] = []
+        for _ in range(wanted):
+            name = f"{self._name}-{self._suffix()}"
+            self.roster.add(name, now)
+            commands.append(Boot(name))
+        return commands

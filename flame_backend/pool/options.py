@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from flame_backend.backends.base import MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES, PoolSpec
 from flame_backend.errors import ConfigurationError
+from flame_backend.pool.commands import Sizing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 BOOT_TIMEOUT: Final = 120.0
 SHUTDOWN_TIMEOUT: Final = 25.0
+IDLE_SHUTDOWN_AFTER: Final = 30.0
+RUNNERS: Final = 100_000
+"""Far beyond what one process can talk to; catches seconds given for a count."""
+
 BACKEND_VARIABLE: Final = "FLAME_BACKEND"
 CONCURRENCY: Final = 1024
 BODY_BYTES: Final = 2**32 - 1
@@ -73,6 +78,61 @@ def pool_spec(  # noqa: PLR0913 - one argument for each option
     )
 
 
+def pool_sizing(  # noqa: PLR0913 - one argument for each option
+    spec: PoolSpec,
+    *,
+    max_runners: int,
+    min_runners: int,
+    buffer: int,
+    idle_shutdown_after: float | None,
+    min_idle_shutdown_after: float | None,
+    single_use: bool,
+    max_queue: int | None,
+    placement: Literal["least_loaded", "pack"],
+    max_lifetime: float | None,
+    max_tasks_per_child: int | None,
+) -> Sizing:
+    """Check the options about a pool's size and return them.
+
+    Raises:
+        ConfigurationError: Names the option and its rule.
+    """
+    _count("max", max_runners, RUNNERS)
+    if type(min_runners) is not int or not 0 <= min_runners <= max_runners:
+        raise ConfigurationError("min", "a whole number of runners, 0 to max")
+    if type(buffer) is not int or not 0 <= buffer <= max_runners * spec.slots:
+        raise ConfigurationError("buffer", "a whole number of slots, 0 to all of them")
+    limit_seconds("idle_shutdown_after", idle_shutdown_after)
+    limit_seconds("min_idle_shutdown_after", min_idle_shutdown_after)
+    limit_seconds("max_lifetime", max_lifetime)
+    if max_lifetime is not None and max_lifetime <= spec.boot_timeout:
+        reason = "counts from the start of the boot, so more than boot_timeout"
+        raise ConfigurationError("max_lifetime", reason)
+    if single_use and spec.slots > 1:
+        raise ConfigurationError("single_use", "one call at a time: max_concurrency=1")
+    for option, value in [
+        ("max_queue", max_queue),
+        ("max_tasks_per_child", max_tasks_per_child),
+    ]:
+        if value is not None:
+            _count(option, value, BODY_BYTES)
+    if placement not in {"least_loaded", "pack"}:
+        raise ConfigurationError("placement", 'must be "least_loaded" or "pack"')
+    return Sizing(
+        max=max_runners,
+        min=min_runners,
+        slots=spec.slots,
+        buffer=buffer,
+        idle_after=idle_shutdown_after,
+        min_idle_after=min_idle_shutdown_after,
+        single_use=bool(single_use),
+        max_queue=max_queue,
+        placement=placement,
+        max_lifetime=max_lifetime,
+        max_tasks=max_tasks_per_child,
+    )
+
+
 def fresh_instance() -> str:
     """Return the identity of a new pool object."""
     return secrets.token_hex(8)
@@ -119,7 +179,11 @@ def default_backend() -> Backend:
         from flame_backend.backends.local import LocalBackend
 
         return LocalBackend()
-    reason = f"{chosen!r} is no backend; local and kubernetes are"
+    if chosen == "inline":
+        from flame_backend.backends.inline import InlineBackend
+
+        return InlineBackend()
+    reason = f"{chosen!r} is no backend; local, inline and kubernetes are"
     raise ConfigurationError(f"${BACKEND_VARIABLE}", reason)
 
 

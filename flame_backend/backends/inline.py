@@ -1,0 +1,142 @@
+"""A backend without processes, for unit tests: calls run in the caller's own thread.
+
+The request is pickled, the function runs, its result or error goes through the data
+codec and its limits: what cannot travel fails here with the error it would have had.
+What only another process can do is not done: a timeout is told when the call is over,
+and a call that kills its process kills this one.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from flame_backend.backends.base import RunnerInfo
+from flame_backend.errors import LinkClosed
+from flame_backend.runner.slot import Slot
+from flame_backend.wire.frames import Frame, Limits
+from flame_backend.wire.link import Link
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from flame_backend.backends.base import PoolSpec, Sink
+    from flame_backend.wire.frames import Kind
+    from flame_backend.wire.values import Encoded
+
+NODE: Final = "this process"
+
+_current = threading.local()
+
+
+def calling() -> bool:
+    """Tell whether this thread is inside a call that runs inline."""
+    return getattr(_current, "depth", 0) > 0
+
+
+class InlineBackend:
+    """Runs calls where they are made; a runner is a name and nothing else."""
+
+    def __init__(self) -> None:
+        self._setup: dict[str, Any] = {}
+        self._slots = 1
+
+    def open(self, spec: PoolSpec, sink: Sink) -> None:
+        """Take over the codec's options."""
+        self._sink = sink
+        self._slots = spec.slots
+        self._setup = {
+            "results": spec.results,
+            "result_types": spec.result_types,
+            "max_result": spec.max_result,
+        }
+
+    def boot(self, runner: str) -> None:
+        """Report a runner and its slots, at once."""
+        self._sink.ready(RunnerInfo(runner=runner, node=NODE))
+        for slot in range(self._slots):
+            self.open_slot(runner, slot)
+
+    def open_slot(self, runner: str, slot: int) -> None:
+        """Report a fresh slot."""
+        link = InlineLink(self._setup, lambda: self._end_soon(runner, slot))
+        self._sink.slot_opened(runner, slot, link)
+
+    def kill_slot(self, runner: str, slot: int) -> None:
+        """Report the slot's end; a call that runs there goes on, and nobody listens."""
+        self._end_soon(runner, slot)
+
+    def _end_soon(self, runner: str, slot: int) -> None:
+        # The pool orders this under its lock, and takes its lock for the report.
+        arguments = (runner, slot, None, signal.SIGTERM)
+        threading.Thread(
+            target=self._sink.slot_ended, args=arguments, daemon=True
+        ).start()
+
+    def end(self, runner: str, grace: float = 0.0) -> None:
+        """Do nothing: there is nothing that could stay."""
+
+    def close(self, grace: float) -> None:
+        """Do nothing, as above."""
+
+    def after_fork(self) -> None:
+        """Do nothing, as above."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return facts for status()."""
+        return {"kind": "inline"}
+
+
+class InlineSlot(Slot):
+    """What a runner's process does with a request, without the process."""
+
+    def answer(self, body: bytes) -> tuple[Kind, Encoded]:
+        """Run a call; return what a runner would send."""
+        return self._answer(body)
+
+
+class InlineLink(Link):
+    """A link whose other end is a function: sending a call runs it.
+
+    Args:
+        setup: What a runner is told about codecs.
+        ended: Reports that the slot is gone.
+    """
+
+    def __init__(self, setup: dict[str, Any], ended: Callable[[], None]) -> None:
+        self.limits = Limits(0)
+        self._slot = InlineSlot(self, setup)
+        self._ended = ended
+        self._reply: Frame | None = None
+        self._open = True
+
+    def send_parts(self, kind: int, call_id: int, parts: Sequence[bytes]) -> None:
+        """Run a call."""
+        del kind
+        if not self._open:
+            raise LinkClosed("the slot has ended")
+        _current.depth = getattr(_current, "depth", 0) + 1
+        try:
+            answer, encoded = self._slot.answer(b"".join(parts))
+        finally:
+            _current.depth -= 1
+        segments = [bytes(part) for part in encoded.segments]
+        self._reply = Frame(answer, call_id, encoded.body, segments)
+
+    def receive(self) -> Frame:
+        """Return the reply to the last call."""
+        reply, self._reply = self._reply, None
+        if reply is None:
+            raise LinkClosed("no call has been sent")
+        return reply
+
+    def shutdown(self) -> None:
+        """Take no further calls; one that runs cannot be cut."""
+        self._open = False
+
+    def close(self) -> None:
+        """End the slot."""
+        if self._open:
+            self._open = False
+            self._ended()

@@ -1,0 +1,127 @@
+"""What a backend reports, brought before the machine and into the books.
+
+The methods of `Sink`: callable from any thread, none blocks or raises.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from flame_backend.errors import CallCrashed
+from flame_backend.events import BootPhase, GrowEnd, RunnerEnded
+from flame_backend.pool.calls import Lease
+
+if TYPE_CHECKING:
+    from flame_backend.backends.base import RunnerInfo
+    from flame_backend.errors import BootError, RunnerLost
+    from flame_backend.events import Event
+    from flame_backend.pool.commands import Command
+    from flame_backend.pool.ledger import Ledger
+    from flame_backend.wire.link import Link
+
+
+class Reports:
+    """The backend's side of a ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def ready(self, info: RunnerInfo) -> None:
+        """A runner is ready."""
+        ledger = self._ledger
+        with ledger.lock:
+            commands = ledger.machine.ready(info.runner)
+            if not commands:
+                ledger.infos[info.runner] = info
+                self._announce(
+                    GrowEnd(
+                        pool=ledger.spec.name,
+                        runner=info.runner,
+                        node=info.node,
+                        seconds=info.boot_seconds,
+                    )
+                )
+        ledger.carry_out(commands)
+
+    def slot_opened(self, runner: str, slot: int, link: Link) -> None:
+        """A slot is open."""
+        ledger = self._ledger
+        with ledger.lock:
+            lease = Lease(runner, slot, link)
+            key = (runner, slot)
+            if ledger.ended or ledger.leases.setdefault(key, lease) is not lease:
+                link.close()
+                return
+            now = time.monotonic()
+            commands = ledger.machine.slot_opened(runner, slot, now)
+            if commands is None:
+                del ledger.leases[key]
+                link.close()
+                return
+            deferred = self._settled(commands, now)
+        ledger.carry_out(deferred)
+
+    def slot_ended(
+        self, runner: str, slot: int, exit_code: int | None, signal: int | None
+    ) -> None:
+        """A slot's process ended; whoever holds its link learns why."""
+        ledger = self._ledger
+        with ledger.lock:
+            lease = ledger.leases.pop((runner, slot), None)
+            if lease is not None:
+                ledger.tell_end(lease, CallCrashed(runner, exit_code, signal))
+            now = time.monotonic()
+            deferred = self._settled(ledger.machine.slot_ended(runner, slot, now), now)
+        ledger.carry_out(deferred)
+
+    def boot_failed(self, runner: str, error: BootError) -> None:
+        """A boot failed."""
+        ledger = self._ledger
+        with ledger.lock:
+            if runner in ledger.machine.roster.runners:
+                name = ledger.spec.name
+                self._announce(GrowEnd(pool=name, runner=runner, error=error))
+            now = time.monotonic()
+            commands = ledger.machine.boot_failed(runner, error, now)
+            deferred = self._settled(commands, now)
+        ledger.carry_out(deferred)
+
+    def draining(self, runner: str, reason: str) -> None:
+        """A runner was told to end."""
+        del reason
+        ledger = self._ledger
+        with ledger.lock:
+            now = time.monotonic()
+            deferred = self._settled(ledger.machine.draining(runner, now), now)
+        ledger.carry_out(deferred)
+
+    def lost(self, runner: str, error: RunnerLost) -> None:
+        """A runner is gone; its callers learn why."""
+        ledger = self._ledger
+        with ledger.lock:
+            now = time.monotonic()
+            for key in [key for key in ledger.leases if key[0] == runner]:
+                ledger.tell_end(ledger.leases.pop(key), error)
+            ledger.infos.pop(runner, None)
+            if runner in ledger.machine.roster.runners:
+                name = ledger.spec.name
+                self._announce(RunnerEnded(pool=name, runner=runner, error=error))
+            deferred = self._settled(ledger.machine.lost(runner, error, now), now)
+        ledger.carry_out(deferred)
+
+    def phase(self, runner: str, phase: str, detail: str) -> None:
+        """A boot moved on."""
+        name = self._ledger.spec.name
+        self._announce(BootPhase(pool=name, runner=runner, phase=phase, detail=detail))
+
+    def _settled(self, commands: list[Command], now: float) -> list[Command]:
+        """Settle, and see to what follows from it; holds the lock."""
+        deferred = self._ledger.settle(commands, now)
+        self._ledger.mind_time()
+        self._ledger.changed.notify_all()
+        return deferred
+
+    def _announce(self, event: Event) -> None:
+        if self._ledger.announce is not None:
+            self._ledger.announce(event)
