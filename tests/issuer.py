@@ -107,6 +107,8 @@ WRONG_CLAIMS: dict[str, dict[str, Any]] = {
     "no expiry": {"exp": None},
     "expiry as text": {"exp": str(int(NOW) + 600)},
     "expiry as true": {"exp": True},
+    "expiry as fraction": {"exp": NOW + 600.5},
+    "begin as true": {"nbf": True},
     "another pod": {"kubernetes.io": bound(pod={"name": "other", "uid": "uid-1"})},
     "an earlier pod": {"kubernetes.io": bound(pod={"name": "runner", "uid": "uid-0"})},
     "bound to no pod": {"kubernetes.io": bound(pod=None)},
@@ -130,6 +132,13 @@ def signed_text(payload: str) -> str:
     data = f"{head}.{part(payload.encode())}"
     signature = RSA.sign(data.encode(), padding.PKCS1v15(), hashes.SHA256())
     return f"{data}.{part(signature)}"
+
+
+def padded_signature() -> str:
+    """Return an ES256 token whose s has a zero in front: the same number, longer."""
+    data, _, signature = sign(claims(), P256, "ES256", kid="ec").rpartition(".")
+    raw = base64.urlsafe_b64decode(signature + "==")
+    return f"{data}.{part(raw[:32] + bytes(1) + raw[32:])}"
 
 
 def forged() -> dict[str, str]:
@@ -169,6 +178,8 @@ def forged() -> dict[str, str]:
         "two parts": f"{head}.{body}",
         "four parts": f"{head}.{body}.{signature}.x",
         "claim twice": signed_text(double),
+        "ECDSA signature with a zero more": padded_signature(),
+        "huge and signed": sign(claims(more="x" * 8000)),
         "huge": f"{head}.{'A' * 10_000}.{signature}",
         "not ASCII": f"{head}.{body}é.{signature}",
         "empty": "",

@@ -14,14 +14,14 @@ import subprocess
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
 from flame_backend.backends.base import PoolSpec
 from flame_backend.backends.hub import Hub
 from flame_backend.backends.kubernetes.listener import Listener
-from flame_backend.backends.kubernetes.peers import SPARED_PEERS, UNPROVED_PEERS
+from flame_backend.backends.kubernetes.peers import SPARED_PEERS, UNPROVED_PEERS, Peer
 from flame_backend.backends.tickets import TICKET_SECONDS, Tickets
 from flame_backend.errors import ConfigurationError, LinkUnauthenticated
 from flame_backend.wire.frames import Kind, pack_frame
@@ -526,3 +526,34 @@ def test_closed_listener_leaves_nothing(parent: Parent) -> None:
         await_end(tls, 3)
     with pytest.raises(OSError, match="refused"):
         dial(parent)
+
+
+def test_peer_that_was_taken_over_is_cut_no_more() -> None:
+    """And one that was cut cannot be taken over: the first of the two counts."""
+    with Server() as server:
+        for cut_first in (False, True):
+            peer, other = server.pair()
+            if cut_first:
+                peer.cut()
+            assert cut_first != peer.take()
+            peer.cut()
+            with suppress(OSError):
+                peer._sock.sendall(b"x")
+            assert (b"" if cut_first else b"x") == other.recv(1)
+            peer.close()
+            other.close()
+
+
+class Server:
+    """Makes pairs of connected TCP sockets."""
+
+    def __enter__(self) -> Self:
+        self._socket = socket.create_server((HOST, 0))
+        return self
+
+    def pair(self) -> tuple[Peer, socket.socket]:
+        other = socket.create_connection(self._socket.getsockname(), 5)
+        return Peer(self._socket.accept()[0], HOST, 0.0), other
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()

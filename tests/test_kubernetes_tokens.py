@@ -59,3 +59,18 @@ def test_key_for_encryption_is_refused() -> None:
     keys = {"keys": [jwk(RSA, "rsa", "RS256") | {"use": "enc"}]}
     with pytest.raises(LinkUnauthenticated):
         verified_claims(sign(claims()), keys, EXPECTED, NOW)
+
+
+def test_key_without_an_id_is_nobodys() -> None:
+    """A token that names no key is not verified by a key that has no name."""
+    keys = {"keys": [{k: v for k, v in jwk(RSA, "", "RS256").items() if k != "kid"}]}
+    with pytest.raises(LinkUnauthenticated):
+        verified_claims(forged()["no kid"], keys, EXPECTED, NOW)
+
+
+@pytest.mark.parametrize("change", [{"kty": "RSA"}, {"crv": "P-384"}, {"kty": "oct"}])
+def test_key_that_says_it_is_of_another_kind_is_refused(change: dict[str, str]) -> None:
+    """Even if its numbers would do."""
+    keys = {"keys": [jwk(P256, "ec", "ES256") | change]}
+    with pytest.raises(LinkUnauthenticated):
+        verified_claims(sign(claims(), P256, "ES256", kid="ec"), keys, EXPECTED, NOW)

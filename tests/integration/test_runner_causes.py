@@ -1,0 +1,293 @@
+"""Named causes from a real kubelet and API server, in the exception of the caller.
+
+Each parent is a pod and tells how its calls ended; no runner pod is left by any.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cluster.manifests import account
+from tests.integration.programs import HEAD, await_runners, await_told, finish, run
+
+if TYPE_CHECKING:
+    from tests.integration.space import Space
+
+pytestmark = pytest.mark.cluster
+
+TOLD_SECONDS = 5.0
+"""Callers know why within this time of the loss."""
+
+
+def test_out_of_memory_reaches_every_call_of_the_runner(space: Space) -> None:
+    """OOMKilled, 137, signal 9: for the one who did it and the one beside it."""
+    found = run(
+        space,
+        """
+def eat():
+    kept = []
+    while True:
+        kept.append(bytearray(b'x' * 4_000_000))
+
+limits = {'requests': {'memory': '64Mi'}, 'limits': {'memory': '160Mi'}}
+backend = KubernetesBackend(resources=limits)
+with Pool('oom', max=1, max_concurrency=2, backend=backend) as pool:
+    tell('ready', pool.call, abs, -1)
+    beside = threading.Thread(target=tell, args=['beside', pool.call, work, 100])
+    beside.start()
+    time.sleep(2)
+    tell('eater', pool.call, eat)
+    beside.join()
+    tell('after', pool.call, abs, -2)
+""",
+    )
+    assert 2 == found["after"]["value"]
+    for case in ("eater", "beside"):
+        facts = found[case]
+        assert "RunnerLost" == facts["kind"], facts
+        assert ("OOMKilled", 137, 9) == (
+            facts["reason"],
+            facts["exit_code"],
+            facts["signal"],
+        ), facts
+        assert facts["started"]
+
+
+def test_boots_that_cannot_work_end_early_and_say_why(space: Space) -> None:
+    """Image, policy, configuration: long before the boot's own time."""
+    found = run(
+        space,
+        """
+missing = {'configMapKeyRef': {'name': 'no-such-map', 'key': 'k'}}
+closed = 'localhost:1/none:1'
+attempt('pull', 120, manifest=change(image=closed, imagePullPolicy='Always'))
+attempt('never', 120, manifest=change(image=closed, imagePullPolicy='Never'))
+attempt('name', 120, manifest=change(image='Not A Name'))
+attempt('config', 120, manifest=change(env=[{'name': 'A', 'valueFrom': missing}]))
+attempt('import', 120, pool={'preload': ['no_such_module']})
+attempt('command', 120, manifest=change(workingDir='/dev/null/nowhere'))
+""",
+        seconds=200,
+    )
+    assert ["ImagePullError"] * 3 == [
+        found[case]["kind"] for case in ("pull", "never", "name")
+    ], found
+    assert "pull" == found["pull"]["phase"]
+    assert "localhost:1" in found["pull"]["reason"]
+    assert found["pull"]["took"] < 45
+    assert "ErrImageNeverPull" in found["never"]["reason"]
+    assert "InvalidImageName" in found["name"]["reason"]
+    assert "ContainerConfigError" == found["config"]["kind"], found["config"]
+    assert "no-such-map" in found["config"]["reason"]
+    assert "AppImportError" == found["import"]["kind"]
+    assert "no_such_module" in found["import"]["log_tail"]
+    assert "ContainerConfigError" == found["command"]["kind"], found["command"]
+    for case in ("never", "name", "config", "import", "command"):
+        assert found[case]["took"] < 25, (case, found[case])
+
+
+def test_unschedulable_waits_and_tells_the_schedulers_words(space: Space) -> None:
+    """The whole boot_timeout, as a node may come; each try says why."""
+    found = run(
+        space,
+        "attempt('nowhere', 6, manifest={'spec': {'nodeSelector': {'no': 'node'}}})",
+    )
+    facts = found["nowhere"]
+    assert ("Unschedulable", "schedule") == (facts["kind"], facts["phase"])
+    assert "node selector" in facts["reason"]
+    assert facts["took"] > 6
+
+
+def test_caller_waits_for_room_in_the_quota(space: Space) -> None:
+    """A quota that is full fails nobody: the call runs when a pod has gone."""
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "two"},
+        "spec": {"hard": {"pods": "2"}},
+    }
+    space.apply(quota)
+    space.start("import time; time.sleep(600)", "other")
+    space.start(HEAD + "attempt('first', 90)\nsay('said')\nattempt('full', 90)")
+    await_told(space, "said")
+    # One pod's place is taken by another program as soon as the runner has gone.
+    found = await_told(space, "full", 90)
+    assert "result" == found["kind"]
+    finish(space)
+
+    space.start("import time; time.sleep(600)", "third")
+    space.start(HEAD + "attempt('waits', 90)", "second")
+    time.sleep(8)
+    space.kubectl("delete", "pod", "third", "other", "--grace-period=0", "--force")
+    facts = await_told(space, "waits", 60, "second")
+    assert "result" == facts["kind"], facts
+    finish(space, name="second")
+
+
+def test_refused_pods_are_told_at_once(space: Space) -> None:
+    """LimitRange and PodSecurity: BootDenied with the API server's own words."""
+    space.start(
+        HEAD
+        + """
+with Pool('before', max=1) as pool:
+    tell('before', pool.call, abs, -1)
+attempt('limits', 60, resources={'limits': {'memory': '4Gi'}})
+say('limits done')
+time.sleep(6)
+attempt('security', 60)
+""",
+    )
+    await_told(space, "before")
+    space.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "LimitRange",
+            "metadata": {"name": "small"},
+            "spec": {"limits": [{"type": "Container", "max": {"memory": "1Gi"}}]},
+        }
+    )
+    facts = await_told(space, "limits")
+    if facts["kind"] == "result":
+        pytest.skip("the limit came too late on this cluster")
+    assert "BootDenied" == facts["kind"], facts
+    assert "LimitRange: " in facts["reason"]
+    assert "maximum memory usage per Container is 1Gi" in facts["reason"]
+    assert facts["took"] < 10
+    label = "pod-security.kubernetes.io/enforce=restricted"
+    space.kubectl("delete", "limitrange", "small")
+    space.cluster.kubectl("label", "namespace", space.name, label)
+    facts = await_told(space, "security")
+    assert "BootDenied" == facts["kind"], facts
+    assert "PodSecurity: " in facts["reason"]
+    assert "runAsNonRoot" in facts["reason"]
+    finish(space)
+
+
+def test_missing_rights_name_the_verb(space: Space) -> None:
+    """RBAC: the caller hears which verb on which resource is missing."""
+    rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]}]
+    space.apply(*account("weak", rules))
+    found = run(space, "attempt('denied', 30)", account_name="weak")
+    assert "BootDenied" == found["denied"]["kind"]
+    assert 'cannot create resource "pods"' in found["denied"]["reason"]
+    assert found["denied"]["took"] < 15
+
+
+BUSY = """
+backend = KubernetesBackend()
+with Pool('busy', max=1, shutdown_timeout=SHUTDOWN, backend=backend) as pool:
+    tell('ready', pool.call, abs, -1)
+    tell('call', pool.call, work, SECONDS)
+    tell('after', pool.call, abs, -2)
+"""
+
+
+def busy(space: Space, seconds: float, shutdown: float = 2) -> str:
+    """Have a runner run a long call; return its name."""
+    body = BUSY.replace("SHUTDOWN", str(shutdown)).replace("SECONDS", str(seconds))
+    space.start(HEAD + body)
+    await_told(space, "ready")
+    time.sleep(1)
+    (name,) = await_runners(space, 1)
+    return name
+
+
+def evict(space: Space, name: str) -> None:
+    """Evict a pod as a drain of its node does."""
+    body = {
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": name, "namespace": space.name},
+    }
+    path = f"/api/v1/namespaces/{space.name}/pods/{name}/eviction"
+    space.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(body))
+
+
+def test_evicted_runner_is_named(space: Space) -> None:
+    """A call that does not end in its grace is lost, and says to whom."""
+    evict(space, busy(space, 100))
+    facts = await_told(space, "call", 30)
+    assert ("RunnerLost", "Evicted", True) == (
+        facts["kind"],
+        facts["reason"],
+        facts["started"],
+    ), facts
+    assert "viction" in facts["detail"]
+    assert 2 == await_told(space, "after")["value"]
+    finish(space)
+
+
+def test_call_that_ends_in_its_grace_has_its_result(space: Space) -> None:
+    """An evicted runner takes no new call, and finishes the one it has."""
+    evict(space, busy(space, 6, shutdown=20))
+    assert 6 == await_told(space, "call", 30)["value"]
+    assert 2 == await_told(space, "after")["value"]
+    finish(space)
+
+
+def test_deleted_runner_is_named(space: Space) -> None:
+    """By kubectl, in the middle of a call."""
+    space.kubectl("delete", "pod", busy(space, 100), "--wait=false")
+    facts = await_told(space, "call", 30)
+    assert ("RunnerLost", "Deleted") == (facts["kind"], facts["reason"]), facts
+    finish(space)
+
+
+def agent_of(runner: str) -> int:
+    """Return the process of a runner's agent, as the host sees it."""
+    for folder in Path("/proc").iterdir():
+        try:
+            if f'"runner":"{runner}"'.encode() not in (folder / "environ").read_bytes():
+                continue
+            status = (folder / "status").read_text()
+        except (OSError, ValueError):
+            continue
+        inner = next(ln for ln in status.splitlines() if ln.startswith("NSpid:"))
+        if inner.split()[-1] == "1":
+            return int(folder.name)
+    pytest.skip("the runner's processes are on another machine")
+
+
+def test_killed_agent_is_named(space: Space) -> None:
+    """SIGKILL of a runner's first process: Crashed by signal 9, within 5 s."""
+    runner = busy(space, 100)
+    began = time.monotonic()
+    os.kill(agent_of(runner), signal.SIGKILL)
+    facts = await_told(space, "call", 30)
+    assert time.monotonic() - began < TOLD_SECONDS + 1
+    assert ("RunnerLost", "Crashed", 137, 9) == (
+        facts["kind"],
+        facts["reason"],
+        facts["exit_code"],
+        facts["signal"],
+    ), facts
+    assert 2 == await_told(space, "after")["value"]
+    finish(space)
+
+
+def test_last_output_is_told_where_logs_may_be_read(space: Space) -> None:
+    """What a crashed runner printed last stands in the exception."""
+    found = run(
+        space,
+        """
+def last_words():
+    os.write(2, b'the last words\\n')
+    time.sleep(0.5)
+    zygote = os.getppid()
+    os.kill(zygote, signal.SIGKILL)
+    time.sleep(100)
+
+with Pool('words', max=1) as pool:
+    tell('call', pool.call, last_words)
+""",
+    )
+    facts = found["call"]
+    assert ("RunnerLost", "Crashed") == (facts["kind"], facts["reason"]), facts
+    assert "the last words" in facts["detail"]
