@@ -12,8 +12,9 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 import kubetls
-from flame_backend.backends.kubernetes.manifest import LABEL, TOKEN_VOLUME
+from flame_backend.backends.kubernetes.manifest import LABEL
 from flame_backend.backends.kubernetes.pod_template import RUNNER_CONTAINER
+from flame_backend.backends.kubernetes.refusals import TOKEN_VOLUME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
