@@ -423,6 +423,22 @@ def test_a_list_begins_again_when_its_token_expires(
     assert ["b", "c"] == names(listing)
 
 
+def test_a_list_by_name_forgets_what_is_gone(
+    fake: testing.Server, session: kubetls.Session
+) -> None:
+    """What only the pages before a new beginning had is no object of the list."""
+    listing = session.list(PODS, limit=1)
+
+    def expire() -> None:
+        fake.delete(pod("a"))
+        fake.expire()
+
+    fake.slow_next(0.0)  # the first page is at once, the second one after the change
+    fake.stall_next(0.6)
+    threading.Timer(0.3, expire).start()
+    assert [("default", "b"), ("default", "c")] == sorted(listing.by_name())
+
+
 def test_what_is_no_list_is_an_error(session: kubetls.Session) -> None:
     """One object is not an empty list."""
     with pytest.raises(kubetls.ProtocolError, match="items"):
@@ -545,6 +561,7 @@ def test_list_watch_yields_the_difference_after_a_gap(
             seen.append((event.type, event.object["metadata"]["name"]))
         last = {name: kind for kind, name in seen}
         assert {"a": "DELETED", "b": "MODIFIED", "c": "ADDED", "d": "ADDED"} == last
+        assert ["DELETED", "ADDED"] == [kind for kind, name in seen if name == "c"]
         assert ["b", "c", "d"] == sorted(name for _, name in watch.objects)
 
 
