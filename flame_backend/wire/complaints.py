@@ -1,13 +1,16 @@
-"""Why a result cannot travel as data: the part of it, its type, and the remedy."""
+"""Why a call or a result cannot travel: the part of it, its type, and the remedy."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
+import inspect
+import types
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SEARCH_DEPTH: Final = 32
 
@@ -85,8 +88,8 @@ def _parts(value: object, encoder: Packer) -> Iterator[tuple[str, object]]:
     kind: Any = type(value)
     if isinstance(value, dict):
         for key, item in value.items():
-            yield f" key {key!r:.40}", key
-            yield f"[{key!r:.40}]", item
+            yield f" key {_shown(key)}", key
+            yield f"[{_shown(key)}]", item
     elif encoder.is_registered(kind):
         yield from _attributes(value, kind)
     elif kind in {list, tuple, set, frozenset}:
@@ -106,3 +109,86 @@ def _attributes(value: Any, kind: Any) -> Iterator[tuple[str, object]]:
         yield from (
             (f".{name}", item) for name, item in zip(kind._fields, value, strict=False)
         )
+
+
+def _shown(key: object) -> str:
+    try:
+        return repr(key)[:40]
+    except Exception:  # noqa: BLE001 - a user's __repr__
+        return type(key).__name__
+
+
+# ------------------------------------------------------------------ calls
+
+
+def call_complaint(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    error: Exception,
+    can_be_sent: Callable[[object], bool],
+) -> str:
+    """Say which argument, and which attribute of it, cannot be pickled."""
+    parts = [("function", "the function", function)]
+    parts += [
+        (f"args[{number}]", f"argument {number + 1}", value)
+        for number, value in enumerate(args)
+    ]
+    parts += [
+        (f"kwargs[{name!r}]", f"argument {name}", value)
+        for name, value in kwargs.items()
+    ]
+    for path, name, value in parts:
+        if not can_be_sent(value):
+            where, part = _unsendable(path, value, can_be_sent, SEARCH_DEPTH)
+            kind = type(part)
+            return (
+                f"{where} (in {name}) cannot be sent: it is of type "
+                f"{kind.__module__}.{kind.__qualname__} ({error}); pass plain data, "
+                f"or make it inside the function"
+            )
+    return f"the call cannot be sent ({error})"
+
+
+def _unsendable(
+    where: str, value: object, can_be_sent: Callable[[object], bool], depth: int
+) -> tuple[str, object]:
+    """Find the innermost part that cannot be sent on its own."""
+    if depth:
+        for name, part in _reachable(value):
+            if not can_be_sent(part):
+                return _unsendable(where + name, part, can_be_sent, depth - 1)
+    return where, value
+
+
+def _reachable(value: Any) -> Iterator[tuple[str, object]]:
+    """Yield what a pickler would follow, each with how it is reached."""
+    if isinstance(value, dict):
+        yield from ((f"[{_shown(key)}]", item) for key, item in value.items())
+    elif isinstance(value, list | tuple):
+        yield from ((f"[{number}]", item) for number, item in enumerate(value))
+    elif isinstance(value, set | frozenset):
+        yield from ((" member", item) for item in value)
+    elif isinstance(value, functools.partial):
+        yield ".func", value.func
+        yield ".args", value.args
+        yield ".keywords", value.keywords
+    elif isinstance(value, types.MethodType):
+        yield ".__self__", value.__self__
+    elif isinstance(value, types.FunctionType):
+        found = inspect.getclosurevars(value)
+        named = {**found.globals, **found.nonlocals}
+        yield from ((f" variable {name}", item) for name, item in named.items())
+    elif not isinstance(value, type):
+        yield from _held(value)
+
+
+def _held(value: Any) -> Iterator[tuple[str, object]]:
+    """Yield an object's attributes, those in slots too."""
+    yield from (
+        (f".{name}", item) for name, item in getattr(value, "__dict__", {}).items()
+    )
+    for base in type(value).__mro__:
+        for name, slot in vars(base).items():
+            if isinstance(slot, types.MemberDescriptorType) and hasattr(value, name):
+                yield f".{name}", getattr(value, name)

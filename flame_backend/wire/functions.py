@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from flame_backend.wire.link import Body
 
 PROTOCOL: Final = 5
-SEARCH_DEPTH: Final = 4
-"""How deep the offending attribute of an argument is searched for."""
-
 _MAIN: Final = b"__main__"
 
 
@@ -73,7 +70,10 @@ def dump_call(
     try:
         collected = _pickled((function, args, kwargs))
     except Exception as error:
-        raise NotSerializable(_complaint(function, args, kwargs, error)) from error
+        from flame_backend.wire.complaints import call_complaint
+
+        told = call_complaint(function, args, kwargs, error, _can_be_sent)
+        raise NotSerializable(told) from error
     if collected.size > limit:
         raise PayloadTooLarge("request", collected.size, limit)
     return collected.parts
@@ -119,42 +119,6 @@ def load_object(body: bytes | Body) -> Any:
     """Unpickle something from the peer that this process obeys."""
     source: Any = io.BytesIO(body) if isinstance(body, bytes) else body
     return pickle.Unpickler(source).load()  # noqa: S301 - the parent's code runs here by design
-
-
-def _complaint(
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    error: Exception,
-) -> str:
-    """Say which argument, and which attribute of it, cannot be sent."""
-    parts: list[tuple[str, object]] = [("the function", function)]
-    parts += [(f"argument {number}", value) for number, value in enumerate(args, 1)]
-    parts += [(f"argument {name}", value) for name, value in kwargs.items()]
-    for name, value in parts:
-        if not _can_be_sent(value):
-            where, part = _offender(name, value, SEARCH_DEPTH)
-            kind = type(part)
-            return (
-                f"{where} cannot be sent: {kind.__module__}.{kind.__qualname__} "
-                f"({error}); pass plain data, or make it inside the function"
-            )
-    return f"the call cannot be sent ({error})"
-
-
-def _offender(where: str, value: object, depth: int) -> tuple[str, object]:
-    parts: list[tuple[str, object]] = []
-    if isinstance(value, dict):
-        parts = [(f"{where}[{key!r:.40}]", item) for key, item in value.items()]
-    elif isinstance(value, list | tuple):
-        parts = [(f"{where}[{number}]", item) for number, item in enumerate(value)]
-    elif hasattr(value, "__dict__") and not isinstance(value, type):
-        parts = [(f"{where}.{name}", item) for name, item in vars(value).items()]
-    if depth:
-        for name, part in parts:
-            if not _can_be_sent(part):
-                return _offender(name, part, depth - 1)
-    return where, value
 
 
 def _can_be_sent(value: object) -> bool:
