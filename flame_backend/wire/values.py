@@ -195,8 +195,8 @@ class Encoder:
         """Tell whether a class is among the pool's result types."""
         return kind in self._index
 
-    def default(self, value: object) -> Ext:
-        """Return the extension for one object.
+    def default(self, value: object) -> Ext | Buffer:
+        """Return the extension for one object, or what is packed in its place.
 
         Raises:
             TypeError: None exists.
@@ -214,12 +214,12 @@ class Encoder:
             return self._linked(members, list(value))  # type: ignore[call-overload]
         return self._object(value, kind)
 
-    def _object(self, value: Any, kind: type) -> Ext:
+    def _object(self, value: Any, kind: type) -> Ext | Buffer:
         if kind is _Pairs:
             pairs = value.value
             return self._linked(Tag.PAIRS, [list(pairs), list(pairs.values())])
         if kind is _Large:
-            return self._segment(value.value)
+            return self._segment(value.value) if self._has_room() else value.value
         if kind in self._index:
             return self._registered(value, self._index[kind])
         if isinstance(value, PurePath):
@@ -238,6 +238,10 @@ class Encoder:
             self._depth -= 1
         self._documents.append(data)
         return Ext(tag, LINK.pack(len(self._documents) - 1))
+
+    def _has_room(self) -> bool:
+        """Tell whether the frame takes another segment."""
+        return len(self.segments) < SEGMENT_COUNT
 
     def _segment(self, buffer: Buffer) -> Ext:
         self.segments.append(buffer)
@@ -283,7 +287,7 @@ class Encoder:
         fortran = value.flags.f_contiguous and not value.flags.c_contiguous
         flat = value.ravel(order="F" if fortran else "C")
         payload: object
-        if flat.nbytes < OUT_OF_BAND_BYTES or len(self.segments) >= SEGMENT_COUNT:
+        if flat.nbytes < OUT_OF_BAND_BYTES or not self._has_room():
             payload = flat.tobytes()
         else:
             payload = len(self.segments)
@@ -326,31 +330,18 @@ def _lifted_item(item: object) -> object:
     return _Large(item) if len(item) >= OUT_OF_BAND_BYTES else item
 
 
-class _Walk:
-    """Copies containers, wrapping what ormsgpack would refuse or copy into the body."""
-
-    def __init__(self) -> None:
-        self._large = 0
-
-    def __call__(self, value: Any) -> Any:
-        kind = type(value)
-        if kind is str:
-            return value if value.isascii() or _is_sound(value) else _Text(value)
-        if kind is list or kind is tuple:
-            return kind(map(self, value))
-        if kind is dict:
-            if all(type(key) is str and _is_sound(key) for key in value):
-                return {key: self(item) for key, item in value.items()}
-            return _Pairs({self(key): self(item) for key, item in value.items()})
-        lifted = _lifted_item(value)
-        if type(lifted) is _Large:
-            self._large += 1
-            return lifted if self._large <= SEGMENT_COUNT else value
-        return value
-
-
 def _walked(value: Any) -> Any:
-    return _Walk()(value)
+    """Copy containers, wrapping what ormsgpack would refuse or copy into the body."""
+    kind = type(value)
+    if kind is str:
+        return value if value.isascii() or _is_sound(value) else _Text(value)
+    if kind is list or kind is tuple:
+        return kind(map(_walked, value))
+    if kind is not dict:
+        return _lifted_item(value)
+    if all(type(key) is str and _is_sound(key) for key in value):
+        return {key: _walked(item) for key, item in value.items()}
+    return _Pairs({_walked(key): _walked(item) for key, item in value.items()})
 
 
 def _is_sound(text: str) -> bool:
