@@ -6,6 +6,8 @@ import collections
 import datetime as dt
 import decimal
 import enum
+import io
+import struct
 import uuid
 import zoneinfo
 from dataclasses import dataclass, field
@@ -197,6 +199,12 @@ def test_document_is_referred_to_exactly_once() -> None:
         decode(chunked([b"\x90", b"\x90"], [once, once]))
 
 
+# Version 1: no transitions, one type of local time, its four letters.
+TZIF_UTC = (
+    b"TZif" + bytes(16) + struct.pack("!6I", 0, 0, 0, 0, 1, 4) + bytes(6) + b"UTC\0"
+)
+
+
 @pytest.mark.parametrize("zone", ["../../etc/passwd", "a.b/c", "/etc/passwd", "x y"])
 def test_time_zone_from_the_wire_is_never_a_path_nor_a_module(zone: str) -> None:
     """It is refused before `zoneinfo` looks for it."""
@@ -204,6 +212,16 @@ def test_time_zone_from_the_wire_is_never_a_path_nor_a_module(zone: str) -> None
     with pytest.raises(MalformedFrame, match=r"time zone|ValueError") as caught:
         decode(body)
     assert " " in zone or "time zone" in str(caught.value)
+
+
+def test_every_time_zone_of_the_system_is_carried() -> None:
+    """By its name; one made from a file of the app is refused on the runner."""
+    for key in sorted(zoneinfo.available_timezones()):
+        moment = dt.datetime(2020, 7, 1, 12, tzinfo=zoneinfo.ZoneInfo(key))
+        assert repr(moment) == repr(there_and_back(moment))
+    own = zoneinfo.ZoneInfo.from_file(io.BytesIO(TZIF_UTC), key="../own")
+    with pytest.raises(ResultNotSerializable, match="time zone of type ZoneInfo"):
+        encode(dt.datetime(2020, 7, 1, tzinfo=own))
 
 
 def test_tuples_nest_to_the_limit_on_both_ends() -> None:

@@ -48,7 +48,7 @@ DTYPE: Final = re.compile(
 """Arrays that are plain numbers and bytes. Objects would be the peer's pointers, text
 with code points out of range breaks numpy."""
 
-ZONE: Final = re.compile(r"[A-Za-z0-9_+-]{1,32}(?:/[A-Za-z0-9_+-]{1,32}){0,2}\Z")
+ZONE: Final = re.compile(r"[A-Za-z0-9_+-]{1,32}(?:/[A-Za-z0-9_+-]{1,32}){0,3}\Z")
 """Names of time zones. No dots: what `zoneinfo` is told is looked up as a file, and
 as a package below `tzdata`."""
 
