@@ -18,6 +18,7 @@ from flame_backend.errors import CallTimeout, MalformedFrame, RemoteError, Runne
 from flame_backend.wire.exceptions import (
     MESSAGE_CHARACTERS,
     NOTES,
+    STATE_BYTES,
     TRACEBACK_CHARACTERS,
     decode_exception,
     encode_exception,
@@ -312,6 +313,16 @@ def test_attributes_that_cannot_travel_leave_the_text() -> None:
     found = crossed(error)
     assert type(found) is RemoteError
     assert "ThumbnailError" in found.type_name
+
+
+@pytest.mark.parametrize("size", [70_000, 2 * STATE_BYTES])
+@pytest.mark.parametrize("kind", [bytes, "x".__mul__], ids=["bytes", "text"])
+def test_arguments_beyond_a_mebibyte_leave_the_text(
+    size: int, kind: Callable[[int], object]
+) -> None:
+    """In the body or beside it; the frame of an error stays small."""
+    found = crossed(ValueError(kind(size)))
+    assert (ValueError if size < STATE_BYTES else RemoteError) is type(found)
 
 
 def test_every_builtin_exception_without_control_is_in_the_table() -> None:

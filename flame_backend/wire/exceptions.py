@@ -75,7 +75,12 @@ def encode_exception(
             "args": list(error.args),
             "state": rebuilding.exception_state(error),
         }
-        return encode(facts | held, result_types=result_types, limit=STATE_BYTES)
+        return encode(
+            facts | held,
+            result_types=result_types,
+            limit=STATE_BYTES,
+            total_limit=STATE_BYTES,
+        )
     except Exception:  # noqa: BLE001 - odd attributes: the text goes without them
         return encode(facts)
 
