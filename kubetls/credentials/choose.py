@@ -27,14 +27,23 @@ def choose(environ: Mapping[str, str]) -> Config:
         NotInCluster: None applies; names every place that was looked at.
         ConfigError, CredentialError: The one that applies is malformed.
     """
+    files = chosen_files(environ)
+    return config_from_files(files) if files else in_cluster(environ=environ)
+
+
+def chosen_files(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the kubeconfig files that apply, () for the pod's own credentials.
+
+    Raises:
+        NotInCluster: Nothing applies; names every place that was looked at.
+        KubeconfigError: $KUBECONFIG names no file.
+    """
     files = listed_files(environ)
-    if files:
-        return config_from_files(files)
-    if HOST_VARIABLE in environ:
-        return in_cluster(environ=environ)
+    if files or HOST_VARIABLE in environ:
+        return files
     home = home_file(environ)
     if any(map(os.path.lexists, home)):
-        return config_from_files(home)
+        return home
     looked = f"{home[0]} does not exist" if home else "$HOME is not set"
     reason = f"not set, nor is $KUBECONFIG, and {looked}; name a kubeconfig"
     raise NotInCluster(HOST_VARIABLE, reason)

@@ -22,7 +22,8 @@ from kubetls.identity.names import escaped
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kubetls.credentials.hidden import HiddenBytes
+    from kubetls.credentials.anchors import TrustAnchors
+    from kubetls.credentials.token import BoundToken
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,33 +63,57 @@ def in_cluster(
     source = InClusterSource(os.fspath(volume))
     content = read_volume(source.volume)
     _generation(content, source.volume)  # fails now, not at the first request
-    namespace = _namespace(content.namespace, f"{source.volume}/namespace")
+    namespace = mounted_namespace(content, source.volume)
     return Config(endpoint, source, namespace, "in-cluster")
 
 
 def _generation(content: VolumeContent, volume: str) -> Generation:
-    token_path, ca_path = f"{volume}/token", f"{volume}/ca.crt"
+    token = mounted_token(content, volume)
+    return Generation(mounted_anchors(content, volume), token)
+
+
+def mounted_token(content: VolumeContent, volume: str) -> BoundToken:
+    """Return the token of a volume.
+
+    Raises:
+        CredentialError: It is missing, empty or malformed.
+    """
+    path = f"{volume}/token"
     if content.token is None:
         reason = (
             "no token; automountServiceAccountToken is false for this pod or its "
             "service account (set it to true), or the volume was replaced"
         )
-        raise CredentialMissing(token_path, reason)
+        raise CredentialMissing(path, reason)
+    return parse_mounted_token(content.token.content, path)
+
+
+def mounted_anchors(content: VolumeContent, volume: str) -> TrustAnchors:
+    """Return the trust anchors of a volume.
+
+    Raises:
+        CredentialError: They are missing, empty or malformed.
+    """
+    path = f"{volume}/ca.crt"
     if content.ca is None:
         reason = "no CA bundle; the server cannot be verified without it"
-        raise CredentialMissing(ca_path, reason)
-    return Generation(
-        anchors=parse_anchors(content.ca.content, ca_path, authorities_only=True),
-        token=parse_mounted_token(content.token.content, token_path),
-    )
+        raise CredentialMissing(path, reason)
+    return parse_anchors(content.ca.content, path, authorities_only=True)
 
 
-def _namespace(content: HiddenBytes | None, path: str) -> str:
-    # Custom projected volumes often leave it out; requests that name their namespace
-    # work all the same, so "default" as everywhere else in Kubernetes.
-    if content is None:
+def mounted_namespace(content: VolumeContent, volume: str) -> str:
+    """Return the namespace of a volume.
+
+    Custom projected volumes often leave it out; requests that name their namespace
+    work all the same, so "default" as everywhere else in Kubernetes.
+
+    Raises:
+        CredentialError: It is empty or no namespace.
+    """
+    path = f"{volume}/namespace"
+    if content.namespace is None:
         return "default"
-    text = content.content.decode("latin-1").strip(" \t\r\n")
+    text = content.namespace.content.decode("latin-1").strip(" \t\r\n")
     if not text:
         raise CredentialEmpty(path, "holds no namespace")
     if not is_namespace(text):

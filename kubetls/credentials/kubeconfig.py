@@ -7,6 +7,7 @@ source that reads the credentials of its cluster and user, now and again later.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -114,6 +115,39 @@ def config_from_files(
     Raises:
         ConfigError, CredentialError: As `kubeconfig` has them.
     """
+    chosen = chosen_context(files, context, trust, policy, inline_only=inline_only)
+    chosen.source.check(chosen.documents)  # fails now, not at the first request
+    return chosen.config
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenContext:
+    """One context of several files, its credentials not looked at yet.
+
+    Attributes:
+        config: What a session needs to know.
+        source: Its source, as what it is.
+        documents: The files as they were read.
+    """
+
+    config: Config
+    source: KubeconfigSource
+    documents: Sequence[Entry] = field(repr=False)
+
+
+def chosen_context(
+    files: Sequence[str],
+    context: str | None = None,
+    trust: Literal["system"] | None = None,
+    policy: ExecPolicy = "allow",
+    *,
+    inline_only: bool = False,
+) -> ChosenContext:
+    """Read one context and its server, and no credential.
+
+    Raises:
+        ConfigError: An entry is missing, malformed or refused.
+    """
     paths = tuple(str(Path(file).absolute()) for file in files)
     documents = read_documents(paths)
     name = context or _current_context(documents)
@@ -128,9 +162,9 @@ def config_from_files(
         paths, cluster_name, chosen.text("user"), trust, inline_only, policy
     )
     endpoint = _endpoint(checked_cluster(documents, cluster_name))
-    source.check(documents)  # fails now, not at the first request
     origin = f"kubeconfig {chosen.file} context {escaped(name)}"
-    return Config(endpoint, source, namespace, origin)
+    config = Config(endpoint, source, namespace, origin)
+    return ChosenContext(config, source, documents)
 
 
 def _current_context(documents: Sequence[Entry]) -> str:

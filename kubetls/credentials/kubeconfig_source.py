@@ -38,6 +38,8 @@ from kubetls.identity.names import escaped
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+Credentials = tuple[BoundToken | None, ClientCertificate | None]
+
 _SHOWN_NAMES: Final = 8
 
 _BASIC: Final = "basic authentication was removed from Kubernetes in 1.19; use a token"
@@ -89,12 +91,7 @@ class KubeconfigSource:
         """
         documents = read_documents(self.files)
         anchors = self.anchors(documents)
-        found = self.static(documents)
-        if isinstance(found, ExecEntry):
-            cluster = cluster_info(checked_cluster(documents, self.cluster), anchors)
-            made = self.plugins.credential(found, cluster, self.exec, fresh=fresh)
-            return Generation(anchors, made.token, made.client_certificate)
-        return Generation(anchors, *found)
+        return Generation(anchors, *self.credentials(documents, anchors, fresh=fresh))
 
     def check(self, documents: Sequence[Entry]) -> None:
         """Judge files that were just read, as `read` does, but run no plugin."""
@@ -105,9 +102,18 @@ class KubeconfigSource:
         """Return the trust anchors of the cluster."""
         return self._anchors(checked_cluster(documents, self.cluster))
 
-    def static(
-        self, documents: Sequence[Entry]
-    ) -> ExecEntry | tuple[BoundToken | None, ClientCertificate | None]:
+    def credentials(
+        self, documents: Sequence[Entry], anchors: TrustAnchors, *, fresh: bool = False
+    ) -> Credentials:
+        """Return the user's token and certificate, of its plugin if it has one."""
+        found = self.static(documents)
+        if not isinstance(found, ExecEntry):
+            return found
+        cluster = cluster_info(checked_cluster(documents, self.cluster), anchors)
+        made = self.plugins.credential(found, cluster, self.exec, fresh=fresh)
+        return made.token, made.client_certificate
+
+    def static(self, documents: Sequence[Entry]) -> ExecEntry | Credentials:
         """Return the user's token and certificate, or the plugin that has them.
 
         As for kubectl, a plugin is not asked when there is a token or a certificate.
