@@ -30,6 +30,17 @@ PURE = {"errors", "values", "rules"}
 TABLE = {
     "kubetls": "door",
     "kubetls.errors": "errors",
+    "kubetls.cli": "door",
+    "kubetls.cli.__main__": "door",
+    "kubetls.cli.checks": "faces",
+    # Says which version it is.
+    "kubetls.cli.command": "door",
+    "kubetls.cli.doctor": "faces",
+    "kubetls.cli.explain": "faces",
+    "kubetls.cli.facts": "values",
+    "kubetls.cli.page": "values",
+    "kubetls.cli.remedies": "rules",
+    "kubetls.cli.whoami": "faces",
     "kubetls.client.decoding": "values",
     "kubetls.client.discovery": "edges",
     "kubetls.client.exchange": "edges",

@@ -132,9 +132,11 @@ def matching_entry(
     return None
 
 
-def shown_entries(presented: PresentedIdentifiers) -> tuple[str, ...]:
+def shown_entries(
+    presented: PresentedIdentifiers, count: int = SHOWN_COUNT
+) -> tuple[str, ...]:
     """Return the first entries as an error may show them: escaped and capped."""
     return tuple(
         f"{kind} {escaped(str(value))}" if value != "" else kind
-        for kind, value in presented.entries[:SHOWN_COUNT]
+        for kind, value in presented.entries[:count]
     )
