@@ -8,6 +8,7 @@ from kubetls.credentials.endpoint import (
     Endpoint,
     endpoint_from_environment,
     endpoint_from_url,
+    ignored_proxies,
     is_namespace,
 )
 from kubetls.errors import ConfigError, KubeconfigError, NotInCluster
@@ -219,3 +220,16 @@ def test_endpoint_is_a_value() -> None:
 def test_namespace_is_a_label(expected: bool, text: str) -> None:
     """A namespace's name is an RFC 1123 label."""
     assert expected is is_namespace(text)
+
+
+def test_proxies_that_are_passed_over_are_named_without_value() -> None:
+    """Those that other clients would use for https; set and empty is not set."""
+    environ = {
+        "HTTPS_PROXY": "http://ann:SECRET@proxy",
+        "all_proxy": "socks5://proxy",
+        "https_proxy": "",
+        "HTTP_PROXY": "http://proxy",
+        "NO_PROXY": "*",
+    }
+    assert ("HTTPS_PROXY", "all_proxy") == ignored_proxies(environ)
+    assert () == ignored_proxies({})

@@ -129,6 +129,7 @@ def test_help_documents_the_exit_codes() -> None:
         ("explain", "010.0.0.1"),
         ("explain", ""),
         ("explain", "127.0.0.1:1", "--reference", "*.example.org"),
+        ("doctor", "--volume", "x", "--context", "y"),
         ("whoami", "extra"),
     ],
 )
@@ -679,6 +680,42 @@ def test_doctor_names_what_is_wrong_with_a_kubeconfig(
     assert expected in ran.json["fix_first"]["text"]
     if first != "kubeconfig":
         assert "ok" == statuses(ran)["identity"]
+    assert [] == server.requests
+
+
+@pytest.mark.parametrize(
+    ("expected", "option"),
+    [
+        ('exec="refuse"', ("--exec", "refuse")),
+        ('files="inline-only"', ("--files", "inline-only")),
+    ],
+)
+@pytest.mark.parametrize("verb", ["doctor", "whoami"])
+def test_foreign_kubeconfig_runs_nothing_when_told_so(
+    verb: str, expected: str, option: tuple[str, str], tmp_path: Path
+) -> None:
+    """--exec refuse and --files inline-only: no plugin runs, nothing is sent."""
+    with Server(GOOD, tmp_path) as server:
+        user = plugin_user(tmp_path, f"touch '{tmp_path}/ran'\necho '{CREDENTIAL}'")
+        file = kubeconfig_of(tmp_path, server, user=user)
+        ran = run(verb, "--kubeconfig", file, *option)
+    assert ran.code == (1 if verb == "doctor" else 3)
+    assert f"names a {'credential plugin' if 'exec' in expected else 'program'}" in (
+        ran.out
+    )
+    assert expected in ran.out
+    assert not (tmp_path / "ran").exists()
+    assert [] == server.requests
+
+
+def test_trust_of_the_system_is_an_option(tmp_path: Path) -> None:
+    """As in code: for a kubeconfig that names no CA, and a private one is refused."""
+    without = {"certificate-authority-data": None}
+    with Server(GOOD, tmp_path) as server:
+        file = kubeconfig_of(tmp_path, server, cluster=without)
+        ran = run("doctor", "--kubeconfig", file, "--trust", "system", "--json")
+    assert (1, "ok") == (ran.code, statuses(ran)["CA"])
+    assert "trust" == ran.json["fix_first"]["check"]
     assert [] == server.requests
 
 

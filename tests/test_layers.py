@@ -38,6 +38,7 @@ TABLE = {
     "kubetls.cli.doctor": "faces",
     "kubetls.cli.explain": "faces",
     "kubetls.cli.facts": "values",
+    "kubetls.cli.named": "values",
     "kubetls.cli.page": "values",
     "kubetls.cli.remedies": "rules",
     "kubetls.cli.whoami": "faces",

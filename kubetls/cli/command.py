@@ -8,6 +8,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final
 
+from kubetls.cli.named import Named
 from kubetls.cli.page import Answer, Exit, shown_text
 from kubetls.errors import ConfigError, InvalidReference
 
@@ -54,11 +55,19 @@ def _answer(chosen: argparse.Namespace) -> Answer:
     if chosen.verb == "doctor":
         from kubetls.cli.doctor import Doctor
 
-        examination = Doctor(os.environ, chosen.timeout)
-        return examination.examine(chosen.kubeconfig, chosen.context, chosen.volume)
+        named = _named(chosen)
+        if named and chosen.volume is not None:
+            raise ConfigError("--volume", "is for a pod, and a kubeconfig is named")
+        return Doctor(os.environ, chosen.timeout).examine(named, chosen.volume)
     from kubetls.cli.whoami import whoami
 
-    return whoami(chosen.kubeconfig, chosen.context, chosen.timeout)
+    return whoami(_named(chosen), chosen.timeout)
+
+
+def _named(chosen: argparse.Namespace) -> Named:
+    return Named(
+        chosen.kubeconfig, chosen.context, chosen.trust, chosen.exec, chosen.files
+    )
 
 
 def _written(answer: Answer, *, as_json: bool) -> int:
@@ -110,6 +119,19 @@ def _parser() -> argparse.ArgumentParser:
             "--kubeconfig", metavar="FILE", help="by default, what sessions would take"
         )
         verb.add_argument("--context", metavar="NAME", help="one of its contexts")
+        verb.add_argument(
+            "--trust",
+            choices=["system"],
+            help="take the operating system's CAs if it names none",
+        )
+        verb.add_argument(
+            "--exec", choices=["allow", "refuse"], help="whether its plugin may run"
+        )
+        verb.add_argument(
+            "--files",
+            choices=["allow", "inline-only"],
+            help="whether it may name other files",
+        )
     return parser
 
 

@@ -39,6 +39,7 @@ from kubetls.errors import ConfigError, CredentialError, KubeTLSError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from kubetls.cli.named import Named
     from kubetls.credentials.kubeconfig import ChosenContext
 
 _MARKS: Final = {
@@ -65,24 +66,21 @@ class Doctor:
         self._findings: list[Finding] = []
         self._answer = Answer(Exit.FINE)
 
-    def examine(
-        self, file: str | None, context: str | None, volume: str | None
-    ) -> Answer:
+    def examine(self, named: Named, volume: str | None) -> Answer:
         """Check everything and say what to fix first.
 
         Args:
-            file: A kubeconfig; None for what applies to this process.
-            context: One of its contexts.
+            named: A kubeconfig; without, what applies to this process.
             volume: A service-account volume other than the usual one.
         """
         self._proxies()
         try:
-            files = self._files(file, context, volume)
+            files = self._files(named, volume)
         except ConfigError as error:
             self._findings.append(refused("environment", error))
         else:
             if files:
-                self._kubeconfig(files, context)
+                self._kubeconfig(files, named)
             else:
                 self._pod(volume or DEFAULT_VOLUME)
         self._credentials()
@@ -92,17 +90,14 @@ class Doctor:
 
     # ------------------------------------------------------------------ configuration
 
-    def _files(
-        self, file: str | None, context: str | None, volume: str | None
-    ) -> tuple[str, ...]:
+    def _files(self, named: Named, volume: str | None) -> tuple[str, ...]:
         """Return the kubeconfig files to look at, () for the pod's credentials."""
-        if file is not None:
-            return (file,)
         if volume is not None:
             return ()
-        if context is None:
+        if not named:
             return chosen_files(self._environ)
-        files = listed_files(self._environ) or home_file(self._environ)
+        listed = (named.file,) if named.file else listed_files(self._environ)
+        files = listed or home_file(self._environ)
         if not files:
             raise ConfigError("$HOME", "not set, nor is $KUBECONFIG; name a file")
         return files
@@ -154,9 +149,15 @@ class Doctor:
             found.append(refused("CA", error))
         return namespace
 
-    def _kubeconfig(self, files: tuple[str, ...], context: str | None) -> None:
+    def _kubeconfig(self, files: tuple[str, ...], named: Named) -> None:
         try:
-            chosen = chosen_context(files, context)
+            chosen = chosen_context(
+                files,
+                named.context,
+                named.trust,
+                named.exec or "allow",
+                inline_only=named.files == "inline-only",
+            )
         except (ConfigError, CredentialError) as error:
             self._findings.append(refused("kubeconfig", error))
             return

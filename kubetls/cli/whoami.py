@@ -21,6 +21,7 @@ from kubetls.errors import (
 )
 
 if TYPE_CHECKING:
+    from kubetls.cli.named import Named
     from kubetls.client.session import Session
     from kubetls.credentials.config import Config
 
@@ -51,17 +52,16 @@ def reviewed_user(session: Session) -> dict[str, Any]:
     return user
 
 
-def whoami(file: str | None, context: str | None, timeout: float) -> Answer:
+def whoami(named: Named, timeout: float) -> Answer:
     """Ask the server who we are.
 
     Args:
-        file: A kubeconfig; None for what applies to this process.
-        context: One of its contexts.
+        named: A kubeconfig; without, what applies to this process.
         timeout: Seconds for connecting, and for the answer.
     """
     answer = Answer(Exit.FINE)
     try:
-        config = kubeconfig(file, context) if file or context else None
+        config = _config(named) if named else None
         with open_session(config, timeout) as found:
             answer.data |= {
                 "server": found.server,
@@ -82,6 +82,16 @@ def whoami(file: str | None, context: str | None, timeout: float) -> Answer:
         answer.code = Exit.NO
         answer.add("           the server takes you for nobody: no credential was sent")
     return answer
+
+
+def _config(named: Named) -> Config:
+    return kubeconfig(
+        named.file,
+        named.context,
+        trust=named.trust,
+        exec=named.exec or "allow",
+        files=named.files or "allow",
+    )
 
 
 def _add_user(answer: Answer, user: dict[str, Any]) -> None:
