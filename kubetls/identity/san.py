@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from kubetls.errors import CertificateError, MalformedCertificate
@@ -200,45 +201,101 @@ def _tlv(data: bytes, position: int) -> tuple[int, int, int]:
 
 
 def _decoded_by_pyasn1(value: bytes) -> Iterator[tuple[str, Any]]:
-    """Yield the entries as pyasn1-modules reads them; the second opinion."""
-    from pyasn1.codec.der import decoder, encoder
-    from pyasn1_modules import rfc5280
+    """Yield the entries as pyasn1 and pyasn1-modules read them; the second opinion.
 
+    Entry by entry with the type that its tag asks for: the schema of the whole, a
+    CHOICE in a SEQUENCE OF, takes half as long again (measured).
+    """
+    parts = _elements(value)
     try:
-        names, tail = decoder.decode(value, asn1Spec=rfc5280.SubjectAltName())
-        canonical = encoder.encode(names) == value and not tail
+        names = [_name_of_pyasn1(part) for part in parts]
+        encoded = b"".join(_encoded_by_pyasn1(name) for name in names)
     except Exception as error:  # noqa: BLE001 - hostile bytes: one family out
         reason = f"subjectAltName is not DER: {escaped(type(error).__name__)}"
         raise MalformedCertificate(reason) from None
-    # pyasn1 takes non-minimal lengths, constructed tags and a tail; none of them
-    # survives being encoded again.
-    if not canonical:
+    # pyasn1 takes non-minimal lengths, constructed tags and a tail, and the walk that
+    # cut the entries is lenient too; none of them survives being encoded again.
+    if _sequence(encoded) != value:
         raise MalformedCertificate("subjectAltName is not canonical DER (X.690)")
-    if not len(names):
+    if not names:
         reason = "subjectAltName is empty (RFC 5280 4.2.1.6: at least one)"
         raise MalformedCertificate(reason)
-    if len(names) > ENTRY_COUNT:
-        reason = f"{len(names)} names, at most {ENTRY_COUNT} are looked at"
-        raise CertificateError(reason)
     for name in names:
         yield _entry_of_pyasn1(name)
 
 
+def _elements(value: bytes) -> list[bytes]:
+    """Cut a SEQUENCE into its elements, without judging any of it."""
+    parts: list[bytes] = []
+    try:
+        _, position, end = _tlv(value, 0)
+        while position < end:
+            if len(parts) == ENTRY_COUNT:
+                reason = f"more than {ENTRY_COUNT} names"
+                raise CertificateError(reason)
+            _, _, after = _tlv(value, position)
+            parts.append(value[position:after])
+            position = after
+    except IndexError:
+        raise MalformedCertificate("subjectAltName is cut off") from None
+    return parts
+
+
+def _sequence(content: bytes) -> bytes:
+    """Return a DER SEQUENCE (X.690 8.1.3: the shortest form of length)."""
+    length = len(content)
+    if length < 0x80:
+        return bytes((0x30, length)) + content
+    octets = length.to_bytes((length.bit_length() + 7) // 8, "big")
+    return bytes((0x30, 0x80 | len(octets))) + octets + content
+
+
+@lru_cache(maxsize=1)
+def _schemas() -> tuple[dict[int, Any], Any]:
+    """Return pyasn1-modules' primitive types by first octet, and one for the rest."""
+    from pyasn1_modules import rfc5280
+
+    general = rfc5280.GeneralName()
+    types = (named.asn1Object for named in general.componentType.namedTypes)
+    strings = {
+        0x80 | kind.tagSet.superTags[-1].tagId: kind
+        for kind in types
+        if len(kind.tagSet.superTags) == 1 and kind.tagSet.superTags[-1].tagFormat == 0
+    }
+    return strings, general
+
+
+def _name_of_pyasn1(part: bytes) -> Any:
+    from pyasn1.codec.der import decoder
+
+    strings, general = _schemas()
+    name, tail = decoder.decode(part, asn1Spec=strings.get(part[0], general))
+    if tail:
+        raise MalformedCertificate("a GeneralName with a tail")
+    return name
+
+
+def _encoded_by_pyasn1(name: Any) -> bytes:
+    from pyasn1.codec.der import encoder
+
+    encoded: bytes = encoder.encode(name)
+    return encoded
+
+
 def _entry_of_pyasn1(name: Any) -> tuple[str, Any]:
-    component = name.getComponent()
     # The tag says the kind; the name pyasn1 gives the alternative is not asked.
     kind = _KINDS.get(name.effectiveTagSet.superTags[-1].tagId)
     if kind is None:
         raise MalformedCertificate("a GeneralName of unknown kind")
     if kind == "iPAddress":
-        octets = bytes(component)
+        octets = bytes(name)
         if len(octets) not in {4, 16}:
             reason = f"an iPAddress of {len(octets)} octets (RFC 5280: 4 or 16)"
             raise MalformedCertificate(reason)
         return kind, ipaddress.ip_address(octets)
     if kind in _COMPARED:
         try:
-            return kind, bytes(component).decode("ascii")
+            return kind, bytes(name).decode("ascii")
         except UnicodeDecodeError:
             raise MalformedCertificate(f"{kind} is not an IA5String") from None
     return kind, ""

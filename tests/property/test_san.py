@@ -7,8 +7,12 @@ import ipaddress
 from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
+from pyasn1.codec.der import decoder, encoder
+from pyasn1.error import PyAsn1Error
+from pyasn1_modules import rfc5280
 
 import kubetls
+from kubetls.identity.san import _decoded_by_pyasn1
 from tests.property.strategies import certificate, general_names
 
 SEED = certificate(
@@ -54,6 +58,38 @@ def test_mutated_certificate_gives_a_value_or_our_error(
     else:
         del data[position:]
     presented(bytes(data))
+
+
+def read_as_a_whole(value: bytes) -> int | None:
+    """Return how many entries pyasn1 sees with the schema of the whole SAN."""
+    try:
+        names, tail = decoder.decode(value, asn1Spec=rfc5280.SubjectAltName())
+        canonical = encoder.encode(names) == value and not tail
+    except (PyAsn1Error, IndexError, ValueError, TypeError):
+        return None
+    if not canonical or not len(names):
+        return None
+    kinds = [(name.getName(), name.getComponent()) for name in names]
+    odd = any(kind in {"x400Address", "ediPartyName"} for kind, _ in kinds)
+    sizes = {len(bytes(value)) for kind, value in kinds if kind == "iPAddress"}
+    return None if odd or sizes - {4, 16} else len(names)
+
+
+@given(st.lists(general_names, min_size=1, max_size=4), st.data())
+def test_entry_by_entry_is_as_strict_as_the_whole(
+    san: list[x509.GeneralName], data: st.DataObject
+) -> None:
+    """The extension is read in pieces for speed; no octet gets past that way."""
+    value = bytearray(x509.SubjectAlternativeName(san).public_bytes())
+    for _ in range(data.draw(st.integers(0, 2))):
+        position = data.draw(st.integers(0, max(len(value) - 1, 0)))
+        octets = data.draw(st.binary(max_size=2))
+        value[position : position + data.draw(st.integers(0, 2))] = octets
+    try:
+        found = len(list(_decoded_by_pyasn1(bytes(value))))
+    except kubetls.CertificateError:
+        found = None
+    assert read_as_a_whole(bytes(value)) == found
 
 
 @given(st.lists(general_names, max_size=6))
