@@ -277,6 +277,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "value without JSON": ("spec: {nodeSelector: {d: 2026-01-02}}", "nodeSelector.d"),
     "endless number": ({"spec": {"x": float("inf")}}, "spec.x"),
     "object": ({"spec": {"x": object()}}, "spec.x"),
+    "number as a variable": (
+        "spec: {containers: [{env: [{name: A, value: 5}]}]}",
+        r"env\[A\].value: must be text",
+    ),
+    "number as a label": ("metadata: {labels: {a: 5}}", r"labels\[a\]: must be text"),
     "directive": ({"spec": {"nodeSelector": {"$patch": "replace"}}}, "None deletes"),
     "other directive": (
         {"spec": {"volumes": [{"name": "data", "$patch": "replace"}]}},

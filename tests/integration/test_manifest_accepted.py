@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,7 @@ def test_every_generated_runner_is_accepted(
     admin: kubetls.Session, parent: dict[str, Any], options: RunnerOptions
 ) -> None:
     """With strict validation of fields, whatever parent and manifest say."""
+    options = pods.with_sidecars(parent, options)
     post(admin, runner_pod(parent, options, IDENTITY), admin.namespace)
 
 
@@ -105,13 +107,7 @@ def test_restricted_runner_fits_the_profile(
     options: RunnerOptions,
 ) -> None:
     """hardening="restricted" is what PodSecurity enforces under that name."""
-    chosen = RunnerOptions(
-        manifest=options.manifest,
-        env=options.env,
-        container="app",
-        inherit=options.inherit,
-        hardening="restricted",
-    )
+    chosen = pods.with_sidecars(parent, replace(options, hardening="restricted"))
     post(admin, runner_pod(parent, chosen, IDENTITY), restricted)
 
 

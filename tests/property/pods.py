@@ -5,6 +5,7 @@ Everything made here is valid to a real API server, which the integration tests 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -206,3 +207,9 @@ def options(draw: st.DrawFn) -> RunnerOptions:
         hardening=draw(st.sampled_from(["inherit", "restricted"])),
         python="/usr/bin/python3",
     )
+
+
+def with_sidecars(parent: dict[str, Any], chosen: RunnerOptions) -> RunnerOptions:
+    """Let the containers beside the parent's app come along."""
+    names = [item["name"] for item in parent["spec"]["containers"]]
+    return replace(chosen, sidecars=[name for name in names if name != "app"])

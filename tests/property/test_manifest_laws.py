@@ -51,6 +51,7 @@ def test_inputs_are_never_changed(
     parent: dict[str, Any], options: RunnerOptions
 ) -> None:
     """Neither the parent's pod nor the user's manifest, and the result is a new one."""
+    options = pods.with_sidecars(parent, options)
     before = copy.deepcopy((parent, options.manifest, options.env))
     pod = runner_pod(parent, options, IDENTITY)
     again = runner_pod(parent, options, IDENTITY)
@@ -101,6 +102,7 @@ def test_one_token_and_it_is_the_runners(
     parent: dict[str, Any], options: RunnerOptions
 ) -> None:
     """No other token source, and nothing but the runner mounts its volume."""
+    options = pods.with_sidecars(parent, options)
     pod = runner_pod(parent, options, IDENTITY)
     tokens = [
         source["serviceAccountToken"]
@@ -128,6 +130,7 @@ def test_names_are_unique_and_mounts_have_volumes(
     parent: dict[str, Any], options: RunnerOptions
 ) -> None:
     """Variables, volumes, containers; $(POD_IP) is defined before its users."""
+    options = pods.with_sidecars(parent, options)
     pod = runner_pod(parent, options, IDENTITY)
     volumes = [volume["name"] for volume in pod["spec"]["volumes"]]
     assert len(volumes) == len(set(volumes))
@@ -200,6 +203,7 @@ def test_restricting_twice_changes_nothing(
     parent: dict[str, Any], options: RunnerOptions
 ) -> None:
     """And a runner's pod that is restricted stays so."""
+    options = pods.with_sidecars(parent, options)
     pod = runner_pod(parent, replace(options, hardening="restricted"), IDENTITY)
     again = copy.deepcopy(pod)
     restrict(again)

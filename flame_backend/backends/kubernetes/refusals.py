@@ -95,8 +95,8 @@ def refuse_forbidden(user: dict[str, Any], parent: dict[str, Any]) -> None:
         holder = {"metadata": metadata, "spec": spec, "": user}[section]
         if holder.get(field) is not None and holder[field] is not False:
             raise ManifestError(f"manifest.{path}", reason)
-    _refuse_labels(_mapping(metadata, "labels", "manifest.metadata"), parent)
-    for name in _mapping(metadata, "annotations", "manifest.metadata"):
+    _refuse_labels(_texts(metadata, "labels", "manifest.metadata"), parent)
+    for name in _texts(metadata, "annotations", "manifest.metadata"):
         _refuse_ours(name, f"manifest.metadata.annotations[{name}]")
     _refuse_runner(user, spec)
     for number, item in enumerate(_items(spec, "initContainers", "manifest.spec")):
@@ -124,6 +124,9 @@ def _refuse_runner(user: dict[str, Any], spec: dict[str, Any]) -> None:
             raise ManifestError(f"{where}.image", "a runner needs an image")
         for entry in _items(item, "env", where):
             refuse_variable(entry.get("name"), f"{where}.env")
+            if not isinstance(entry.get("value"), str | None):
+                place = f"{where}.env[{entry['name']}].value"
+                raise ManifestError(place, "must be text; quote it in YAML")
         _refuse_token_mounts(item, where)
 
 
@@ -154,7 +157,7 @@ def refuse_variable(name: object, where: str) -> None:
         raise ManifestError(f"{where}[{name}]", "is reserved for the runner itself")
 
 
-def _refuse_labels(labels: dict[str, Any], parent: dict[str, Any]) -> None:
+def _refuse_labels(labels: dict[str, str | None], parent: dict[str, Any]) -> None:
     """Refuse what would make a runner part of the app's own workload or Service."""
     theirs = {
         name: value
@@ -187,6 +190,15 @@ def _mapping(holder: dict[str, Any], field: str, where: str) -> dict[str, Any]:
         return {}
     if not isinstance(found, dict):
         raise ManifestError(f"{where}.{field}", "must be a mapping")
+    return found
+
+
+def _texts(holder: dict[str, Any], field: str, where: str) -> dict[str, str | None]:
+    found = _mapping(holder, field, where)
+    for name, value in found.items():
+        if not isinstance(value, str | None):
+            place = f"{where}.{field}[{name}]"
+            raise ManifestError(place, "must be text; quote it in YAML")
     return found
 
 

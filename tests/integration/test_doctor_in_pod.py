@@ -1,0 +1,55 @@
+"""flame-backend in a pod of a real cluster, with the app's own account."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cluster.manifests import account
+
+if TYPE_CHECKING:
+    from tests.integration.space import Space
+
+pytestmark = pytest.mark.cluster
+
+PROGRAM = "from flame_backend.cli import main; print(main({words}))"
+
+
+def test_doctor_is_content_with_the_shipped_role(space: Space) -> None:
+    """It finds its pod, its rights, the issuer, and the server takes its runner."""
+    text = space.run(PROGRAM.format(words=["doctor", "--json"]))
+    *answer, code = text.splitlines()
+    checks = json.loads("\n".join(answer))
+    assert "0" == code, text
+    found = {check["name"]: check["verdict"] for check in checks}
+    for name in ("may create pods", "issuer", "variables", "address", "dry run"):
+        assert "ok" == found[name], text
+    # The account may not look at Services, and needs not.
+    assert "skip" == found["labels"]
+
+
+def test_doctor_names_the_right_that_is_missing(space: Space) -> None:
+    """With the command that grants it, and exit code 1."""
+    rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]
+    space.apply(*account("poor", rules))
+    text = space.run(
+        PROGRAM.format(words=["doctor"]), name="poor", serviceAccountName="poor"
+    )
+    assert text.endswith("\n1\n")
+    assert "fail  may create pods: denied" in text
+    assert f"flame-backend init --service-account NAME -n {space.name}" in text
+    assert "fail  dry run: 403 Forbidden" in text
+
+
+def test_render_in_a_pod_shows_its_runner(space: Space) -> None:
+    """With the pod's own image and interpreter, and no token of the API."""
+    text = space.run(PROGRAM.format(words=["render", "--json"]))
+    pod = json.loads(text[: text.rindex("}") + 1])
+    (container,) = pod["spec"]["containers"]
+    assert [{"uid", "name", "kind", "apiVersion", "controller"}] == [
+        set(owner) for owner in pod["metadata"]["ownerReferences"]
+    ]
+    assert "flame_backend.runner" == container["command"][-1]
+    assert ["flame-token"] == [volume["name"] for volume in pod["spec"]["volumes"]]
