@@ -153,7 +153,8 @@ def _right(
         return Check(name, "ok", f"in namespace {session.namespace}")
     words = status.get("reason") or "no rule allows it"
     remedy = (
-        "flame-backend init --service-account NAME -n NAMESPACE | kubectl apply -f -"
+        f"flame-backend init --service-account {account or 'NAME'} "
+        f"-n {session.namespace} | kubectl apply -f -"
     )
     return Check(name, missing, f"denied in {session.namespace}: {words}", remedy)
 
