@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cluster.manifests import account
+from flame_backend.backends.kubernetes.access import Access, access_objects
+from tests.cluster.manifests import ACCOUNT, account
 
 if TYPE_CHECKING:
     from tests.integration.space import Space
@@ -53,3 +54,55 @@ def test_render_in_a_pod_shows_its_runner(space: Space) -> None:
     ]
     assert "flame_backend.runner" == container["command"][-1]
     assert ["flame-token"] == [volume["name"] for volume in pod["spec"]["volumes"]]
+
+
+GUARDED = """
+import time
+import flame_backend as flame
+import kubetls
+
+def add(a, b):
+    return a + b
+
+session = kubetls.session()
+pods = kubetls.path("v1", "pods", namespace=session.namespace)
+secret = {"name": "x", "secret": {"secretName": "any"}}
+container = {"name": "c", "image": "i"}
+stolen = {"metadata": {"name": "stolen"}}
+stolen["spec"] = {"volumes": [secret], "containers": [container]}
+while True:
+    try:
+        session.post(pods, stolen, dry_run=True)
+    except kubetls.ApiError as error:
+        print("refused" if "denied request" in error.message else error)
+        break
+    time.sleep(0.2)
+
+backend = flame.KubernetesBackend(service_account="lesser", port=7433)
+with flame.Pool("guarded", max=1, boot_timeout=60, backend=backend) as pool:
+    print(pool.call(add, 1, 2))
+"""
+
+
+def test_runner_boots_under_everything_that_init_prints(space: Space) -> None:
+    """Role, runner's account, network policies, admission policy; no Secret is had."""
+    if space.cluster.only_namespace is not None:
+        pytest.skip("the admission policy is cluster-scoped, the user's cluster is not")
+    access = Access(
+        account=ACCOUNT,
+        namespace=space.name,
+        runner_account="lesser",
+        parent_labels={"app": "app"},
+        port=7433,
+        lock_egress=True,
+        policy=True,
+    )
+    objects = access_objects(access)
+    space.apply(*objects)
+    try:
+        assert ["refused", "3"] == space.run(GUARDED).splitlines()
+        assert [] == space.runners()
+    finally:
+        for item in objects:
+            if item["kind"].startswith("Validating"):
+                space.kubectl("delete", item["kind"], item["metadata"]["name"])
