@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import ast
-import datetime as dt
 import io
 import json
-import os
 import re
-import shlex
-import signal
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import yaml
 
 from flame_backend import cli
-from flame_backend.backends.kubernetes.access import DIAGNOSIS_RULES, POD_VERBS, RULES
 from flame_backend.cli import output
-from flame_backend.cli.doctor import selects
-from flame_backend.cli.listing import cause_of, described, is_left_over
-from tests.cluster import manifests
 from tests.cluster.control_plane import free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
@@ -363,139 +349,6 @@ def test_run_answers_no_when_the_function_raises(
     assert "timeout of 0.2 s" in error
 
 
-# ------------------------------------------------------------------ ps and sweep
-
-NOW = dt.datetime(2026, 1, 2, 12, tzinfo=dt.UTC)
-
-
-def runner_pod(phase: str = "Running", **changes: Any) -> dict[str, Any]:
-    """Return a runner's pod as the API gives it."""
-    metadata = {
-        "name": "thumbs-1",
-        "namespace": "shop",
-        "uid": "u",
-        "creationTimestamp": "2026-01-02T11:00:00Z",
-        "labels": {"flame-backend/pool": "thumbs"},
-        "ownerReferences": [{"kind": "Pod", "name": "web-1", "uid": "u-1"}],
-    }
-    metadata |= changes.pop("metadata", {})
-    return {
-        "metadata": metadata,
-        "spec": {"nodeName": "node-1"},
-        "status": {"phase": phase, **changes},
-    }
-
-
-def test_runner_is_described_by_what_its_pod_says() -> None:
-    """Pool, phase, age, node, parent; the parent also without an owner reference."""
-    found = described(runner_pod(), NOW)
-    assert ("thumbs", "Running", 3600, "node-1", "web-1", "u-1", "") == found[3:]
-    noted = {"flame-backend/parent": "web-2", "flame-backend/parent-uid": "u-2"}
-    orphan = runner_pod(metadata={"ownerReferences": None, "annotations": noted})
-    assert ("web-2", "u-2") == described(orphan, NOW)[7:9]
-    leaving = {"deletionTimestamp": "2026-01-02T11:59:00Z"}
-    assert "Terminating" == described(runner_pod(metadata=leaving), NOW).phase
-    ended = described(runner_pod("Failed", metadata=leaving), NOW)
-    assert "Failed" == ended.phase
-
-
-def waiting(field: str, **state: Any) -> dict[str, Any]:
-    """Return a status with one container's state."""
-    return {field: [{"name": "c", "state": state}]}
-
-
-CAUSES: dict[str, tuple[dict[str, Any], str]] = {
-    "fine": (waiting("containerStatuses", running={}), ""),
-    "evicted": ({"reason": "Evicted", "message": "low"}, "Evicted: low"),
-    "unschedulable": (
-        {
-            "conditions": [
-                {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
-            ]
-        },
-        "Unschedulable",
-    ),
-    "preempted": (
-        {
-            "conditions": [
-                {"type": "PodScheduled", "status": "True"},
-                {"type": "DisruptionTarget", "status": "True", "reason": "Preemption"},
-            ]
-        },
-        "Preemption",
-    ),
-    "pull": (
-        waiting(
-            "containerStatuses", waiting={"reason": "ErrImagePull", "message": "m"}
-        ),
-        "ErrImagePull: m",
-    ),
-    "init": (
-        waiting("initContainerStatuses", terminated={"reason": "Error", "exitCode": 3}),
-        "Error (exit code 3)",
-    ),
-    "done": (
-        waiting("containerStatuses", terminated={"reason": "Completed", "exitCode": 0}),
-        "",
-    ),
-    "memory": (
-        waiting(
-            "containerStatuses", terminated={"reason": "OOMKilled", "exitCode": 137}
-        ),
-        "OOMKilled (exit code 137)",
-    ),
-}
-
-
-@pytest.mark.parametrize(("status", "expected"), CAUSES.values(), ids=CAUSES.keys())
-def test_cause_is_in_the_clusters_words(status: dict[str, Any], expected: str) -> None:
-    """What somebody would search for."""
-    assert expected == cause_of(status)
-
-
-@pytest.mark.parametrize(
-    ("phase", "alive", "expected"),
-    [
-        ("Failed", set(), True),
-        ("Succeeded", {"other"}, True),
-        ("Failed", {"u-1"}, False),
-        ("Running", set(), False),
-        ("Pending", set(), False),
-    ],
-)
-def test_only_ended_runners_of_dead_parents_are_left_over(
-    phase: str, alive: set[str], expected: bool
-) -> None:
-    """A pod that runs ends by itself; a parent may still want an ended one."""
-    assert expected == is_left_over(described(runner_pod(phase), NOW), alive)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [(-1, "0s"), (59, "59s"), (60, "1m"), (7199, "1h"), (86400 * 3, "3d")],
-)
-def test_age_is_short(seconds: float, expected: str) -> None:
-    """As kubectl writes it."""
-    assert expected == output.age(seconds)
-
-
-@pytest.mark.parametrize(
-    ("selector", "expected"),
-    [
-        (None, False),
-        ({}, False),
-        ({"app": "web"}, True),
-        ({"app": "web", "tier": "x"}, False),
-        ({"app": "other"}, False),
-    ],
-)
-def test_selector_takes_pods_with_all_its_labels(
-    selector: dict[str, str] | None, expected: bool
-) -> None:
-    """A Service without a selector takes none."""
-    assert expected == selects(selector, {"app": "web", "more": "x"})
-
-
 # ------------------------------------------------------------------ output
 
 
@@ -523,143 +376,3 @@ def test_remote_text_cannot_steer_the_terminal(
     found = capsys.readouterr()
     assert "x\\x1b[2Jy z" in found.out
     assert "\x1b" not in found.out + found.err
-
-
-# ------------------------------------------------------------------ deploy/
-
-
-def documents(name: str) -> list[dict[str, Any]]:
-    """Read one file of deploy/."""
-    return list(yaml.safe_load_all((DEPLOY / name).read_text("utf-8")))
-
-
-GENERATED = ("role", "serviceaccounts", "networkpolicies", "admissionpolicy")
-
-
-def test_init_and_deploy_agree(capsys: pytest.CaptureFixture[str]) -> None:
-    """The command in each file's head prints what stands in the files, and no more."""
-    heads = {
-        re.sub(
-            r"\n#\s+",
-            " ",
-            re.search(
-                r"# Made by: flame-backend ((?:.|\n#)*)",
-                (DEPLOY / f"{name}.yaml").read_text("utf-8"),
-            )[1],  # type: ignore[index]
-        )
-        for name in GENERATED
-    }
-    (command,) = heads
-    made = list(yaml.safe_load_all(printed(capsys, *shlex.split(command))))
-    held = [item for name in GENERATED for item in documents(f"{name}.yaml")]
-    app = {"kind": "ServiceAccount", "apiVersion": "v1"}
-    app["metadata"] = {"name": "words", "namespace": "words"}  # type: ignore[assignment]
-    assert app in held
-    held.remove(app)
-    order = repr
-    assert sorted(made, key=order) == sorted(held, key=order)
-
-
-@pytest.mark.parametrize("file", sorted(p.name for p in DEPLOY.glob("*.yaml")))
-def test_file_of_deploy_stays_in_its_namespace(file: str) -> None:
-    """Every object says where it belongs; a comment says what it is for."""
-    assert (DEPLOY / file).read_text("utf-8").startswith("# ")
-    for item in documents(file):
-        cluster_wide = item["kind"] == "Namespace" or item["kind"].startswith("Valid")
-        assert cluster_wide or item["metadata"]["namespace"] == "words"
-
-
-def test_no_secret_is_deployed() -> None:
-    """Nor a right to read one."""
-    for file in DEPLOY.glob("*.yaml"):
-        for item in documents(file.name):
-            assert item["kind"] != "Secret"
-            for rule in item.get("rules") or ():
-                assert not {"secrets", "*"} & {*rule["resources"], *rule["verbs"]}
-
-
-def used_verbs() -> set[str]:
-    """Return what the backend's code asks sessions for, as verbs of RBAC."""
-    verbs = {
-        "get": {"get"},
-        "post": {"create"},
-        "list": {"list"},
-        "list_watch": {"list", "watch"},
-        "watch": {"watch"},
-        "delete": {"delete"},
-        "logs": {"get pods/log"},
-        "put": {"update"},
-        "update": {"update"},
-        "patch": {"patch"},
-        "apply": {"patch"},
-    }
-    found: set[str] = set()
-    for file in (ROOT / "flame_backend" / "backends" / "kubernetes").glob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-            match node:
-                case ast.Call(func=ast.Attribute(value=holder, attr=name)) if (
-                    ast.unparse(holder).endswith("session")
-                ):
-                    found |= verbs.get(name, set())
-    return found
-
-
-def test_role_is_exactly_what_the_backend_uses() -> None:
-    """No verb more on pods, and none that the code would miss."""
-    granted = {*POD_VERBS, "get pods/log"}
-    used = used_verbs()
-    assert used <= granted
-    assert set(POD_VERBS) <= used
-
-
-def test_cluster_tests_run_with_the_shipped_role() -> None:
-    """So that a right which is missing fails there."""
-    assert manifests.RULES == [*RULES, *DIAGNOSIS_RULES]
-
-
-def test_image_is_made_of_what_is_here() -> None:
-    """Every source of the Dockerfile's COPY exists, and it runs as no root."""
-    text = (DEPLOY / "Dockerfile").read_text("utf-8")
-    for line in re.findall(r"^COPY (.*) \S+$", text, flags=re.MULTILINE):
-        for source in line.split():
-            assert (ROOT / source).exists(), source
-    assert "\nUSER 1000\n" in text
-
-
-@pytest.fixture
-def server() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Lend the example app with local runners, and its address."""
-    port = free_port()
-    source = f"import app; app.main({port})"
-    environment = os.environ | {"PYTHONPATH": f"{DEPLOY}:{ROOT}"}
-    environment |= {"FLAME_BACKEND": "local"}
-    with subprocess.Popen([sys.executable, "-c", source], env=environment) as process:
-        url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                with urllib.request.urlopen(f"{url}/healthz") as answer:
-                    assert 200 == answer.status
-                break
-            except OSError:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-        yield process, url
-        process.kill()
-
-
-def test_example_app_counts_on_a_runner_and_ends_on_sigterm(
-    server: tuple[subprocess.Popen[bytes], str],
-) -> None:
-    """An answer, a refusal, and exit code 0."""
-    process, url = server
-    expected = Path(json.__file__).read_bytes().count(b"\n")
-    with urllib.request.urlopen(f"{url}/lines?module=json") as answer:
-        assert f"{expected}\n".encode() == answer.read()
-    with pytest.raises(urllib.error.HTTPError) as refused_request:
-        urllib.request.urlopen(f"{url}/lines?module=none")
-    with refused_request.value as error:
-        assert 400 == error.code
-        assert b"no source" in error.read()
-    process.send_signal(signal.SIGTERM)
-    assert 0 == process.wait(30)

@@ -17,7 +17,7 @@ import kubetls
 from flame_backend.backends.kubernetes.access import Access, access_objects
 from flame_backend.backends.kubernetes.manifest import RunnerOptions, runner_pod
 from flame_backend.backends.kubernetes.policy import create_rules
-from flame_backend.cli import main
+from tests.integration.apiserver import make_namespace, session_of
 from tests.property import pods
 from tests.property.pods import IDENTITY
 
@@ -30,29 +30,6 @@ pytestmark = pytest.mark.control_plane
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 STRICT = {"fieldValidation": "Strict"}
 SAMPLES = 40
-
-# Pods carry the account that deploy/ would give them; a namespace without a controller
-# manager has none.
-ACCOUNTS = ("default", "web")
-
-
-def session_of(
-    plane: ControlPlane, folder: Path, namespace: str, account: str | None = None
-) -> kubetls.Session:
-    """Open a session as admin, or as an account of the namespace."""
-    token = plane.token(account, namespace) if account else None
-    file = folder / f"{namespace}-{account}.kubeconfig"
-    file.write_text(plane.kubeconfig(token=token, namespace=namespace))
-    return kubetls.session(kubetls.kubeconfig(str(file)))
-
-
-def make_namespace(plane: ControlPlane, name: str, *labels: str) -> None:
-    """Make a namespace with its accounts."""
-    plane.kubectl("create", "namespace", name)
-    if labels:
-        plane.kubectl("label", "namespace", name, *labels)
-    for account in ACCOUNTS:
-        plane.kubectl("create", "serviceaccount", account, "-n", name)
 
 
 @pytest.fixture(scope="module")
@@ -363,86 +340,3 @@ def test_policy_lets_the_account_delete_runners_only(
     finally:
         admin.delete(f"{path}/other", grace=0)
     guarded.delete(f"{path}/{IDENTITY.name}", grace=0)
-
-
-# ------------------------------------------------------------------ the commands
-
-
-def test_doctor_finds_what_is_missing(
-    guarded: kubetls.Session,
-    control_plane: ControlPlane,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """All is well for the account that init served, and not for another."""
-    file = tmp_path / "kubeconfig"
-    file.write_text(control_plane.kubeconfig(namespace=GUARDED))
-    parent = tmp_path / "pod.yaml"
-    parent.write_text(yaml.safe_dump(PLAIN | {"kind": "Pod"}))
-    words = ["doctor", "--json", "--kubeconfig", str(file), "--parent", str(parent)]
-    words += ["--service-account", "web"]
-    assert 0 == main([*words, "--as-account", "web"])
-    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
-    assert {"ok", "warn", "skip"} == {check["verdict"] for check in checks.values()}
-    assert ("ok", "ok", "ok") == tuple(
-        checks[name]["verdict"] for name in ("may watch pods", "issuer", "dry run")
-    )
-    assert 1 == main([*words, "--as-account", "default"])
-    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
-    assert "fail" == checks["may create pods"]["verdict"]
-    assert "init" in checks["may create pods"]["remedy"]
-    assert "warn" == checks["may list events"]["verdict"]
-
-
-def test_doctor_sees_a_service_that_would_take_runners(
-    admin: kubetls.Session,
-    control_plane: ControlPlane,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """By its selector and the runner's labels."""
-    file = tmp_path / "kubeconfig"
-    file.write_text(control_plane.kubeconfig(namespace=admin.namespace))
-    parent = tmp_path / "pod.yaml"
-    parent.write_text(yaml.safe_dump(PLAIN | {"kind": "Pod"}))
-    change = tmp_path / "change.yaml"
-    change.write_text("metadata: {labels: {tier: batch}}")
-    path = kubetls.path("v1", "services", namespace=admin.namespace)
-    spec = {"selector": {"tier": "batch"}, "ports": [{"port": 80}]}
-    admin.post(path, {"metadata": {"name": "batch"}, "spec": spec})
-    words = ["doctor", "--kubeconfig", str(file), "--parent", str(parent)]
-    assert 0 == main(words)
-    assert 1 == main([*words, "--manifest", str(change)])
-    assert "Service batch would send runners" in capsys.readouterr().out
-
-
-def test_ps_and_sweep_see_runners(
-    admin: kubetls.Session,
-    control_plane: ControlPlane,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Ended ones of dead parents are swept, and only those."""
-    make_namespace(control_plane, "swept")
-    path = kubetls.path("v1", "pods", namespace="swept")
-    for name, phase in (("dead-1", "Failed"), ("dead-2", "Pending")):
-        pod = runner_pod(PLAIN, RunnerOptions(owner_reference=False), IDENTITY)
-        pod["metadata"]["name"] = name
-        admin.post(path, pod)
-        status = {"phase": phase, "reason": "Evicted", "message": "low on memory"}
-        status = status if phase == "Failed" else {"phase": phase}
-        admin.patch(f"{path}/{name}/status", {"status": status})
-    file = tmp_path / "kubeconfig"
-    file.write_text(control_plane.kubeconfig(namespace="swept"))
-    where = ["--kubeconfig", str(file)]
-    assert 0 == main(["ps", *where])
-    shown = capsys.readouterr().out
-    assert ["NAME", "POOL", "PHASE"] == shown.split()[:3]
-    assert "Evicted: low on memory" in shown
-    assert 0 == main(["sweep", "--dry-run", *where])
-    assert "would delete dead-1 (Failed, of web)\n" == capsys.readouterr().out
-    assert 0 == main(["sweep", "--json", *where])
-    assert {"deleted": ["dead-1"]} == json.loads(capsys.readouterr().out)
-    assert ["dead-2"] == [pod["metadata"]["name"] for pod in admin.list(path)]
-    assert 0 == main(["sweep", *where])
-    assert "nothing is left over\n" == capsys.readouterr().out
