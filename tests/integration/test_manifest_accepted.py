@@ -203,7 +203,7 @@ def runner(**changes: Any) -> dict[str, Any]:
         elif field == "source":
             projected = {"projected": {"sources": [value]}}
             pod["spec"]["volumes"].append({"name": "x", **projected})
-        elif field in {"env", "securityContext"}:
+        elif field in {"env", "ports", "securityContext"}:
             container[field] = value
         elif field == "envFrom":
             container[field] = [value]
@@ -237,6 +237,7 @@ FORBIDDEN: dict[str, tuple[str, dict[str, Any]]] = {
     "host IPC": ("host", {"hostIPC": True}),
     "priority": ("priority", {"priorityClassName": "system-cluster-critical"}),
     "privileged": ("privileged", {"securityContext": {"privileged": True}}),
+    "host port": ("host-port", {"ports": [{"containerPort": 1, "hostPort": 1}]}),
     "host path": ("volumes", {"volume": {"hostPath": {"path": "/"}}}),
     "secret": ("volumes", {"volume": {"secret": {"secretName": "other"}}}),
     "claim": ("volumes", {"volume": {"persistentVolumeClaim": {"claimName": "other"}}}),
@@ -263,6 +264,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "listed claim": {"volume": {"persistentVolumeClaim": {"claimName": "models"}}},
     "listed init container": {"initContainers": [INIT | {"image": "prepare:1"}]},
     "listed audience": {"source": CLOUD_TOKEN},
+    "own port": {"ports": [{"containerPort": 1}]},
     "config map": {"volume": {"configMap": {"name": "c"}}},
     "empty folder": {"volume": {"emptyDir": {}}},
     "own priority": {"priorityClassName": "batch"},

@@ -103,6 +103,12 @@ def create_rules(account: str, allow: Mapping[str, Sequence[str]]) -> list[Rule]
             "!has(c.securityContext.privileged) || !c.securityContext.privileged)",
         ),
         Rule(
+            "host-port",
+            "no container of a runner takes a port of its node: hostPort",
+            "variables.containers.all(c, !has(c.ports) || c.ports.all(p, "
+            "!has(p.hostPort) || p.hostPort == 0))",
+        ),
+        Rule(
             "volumes",
             "a runner's volumes are emptyDir, configMap, downwardAPI, projected, or a "
             "claim or Secret that the policy lists",
