@@ -9,9 +9,12 @@ import pytest
 
 from flame_backend.cli import output
 from flame_backend.cli.doctor import selects
-from flame_backend.cli.listing import cause_of, described, is_left_over
+from flame_backend.cli.listing import cause_of, described, orphans
 
 NOW = dt.datetime(2026, 1, 2, 12, tzinfo=dt.UTC)
+
+
+NODE = {"nodeName": "node-1"}
 
 
 def runner_pod(phase: str = "Running", **changes: Any) -> dict[str, Any]:
@@ -27,7 +30,7 @@ def runner_pod(phase: str = "Running", **changes: Any) -> dict[str, Any]:
     metadata |= changes.pop("metadata", {})
     return {
         "metadata": metadata,
-        "spec": {"nodeName": "node-1"},
+        "spec": {} if changes.get("conditions") and phase == "Pending" else NODE,
         "status": {"phase": phase, **changes},
     }
 
@@ -45,75 +48,77 @@ def test_runner_is_described_by_what_its_pod_says() -> None:
     assert "Failed" == ended.phase
 
 
-def waiting(field: str, **state: Any) -> dict[str, Any]:
-    """Return a status with one container's state."""
-    return {field: [{"name": "c", "state": state}]}
+def state(**states: Any) -> dict[str, Any]:
+    """Return a status with the state of the runner's container."""
+    return {"containerStatuses": [{"name": "flame-runner", "state": states}]}
 
 
-CAUSES: dict[str, tuple[dict[str, Any], str]] = {
-    "fine": (waiting("containerStatuses", running={}), ""),
-    "evicted": ({"reason": "Evicted", "message": "low"}, "Evicted: low"),
+def condition(kind: str, status: str, reason: str) -> dict[str, Any]:
+    """Return a status with a condition."""
+    return {"conditions": [{"type": kind, "status": status, "reason": reason}]}
+
+
+CAUSES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "fine": ("Running", state(running={}), ""),
+    "done": ("Succeeded", state(terminated={"exitCode": 0}), ""),
+    "evicted": (
+        "Failed",
+        {"reason": "Evicted", "message": "low on memory"},
+        "Evicted: low on memory",
+    ),
     "unschedulable": (
-        {
-            "conditions": [
-                {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
-            ]
-        },
+        "Pending",
+        condition("PodScheduled", "False", "Unschedulable"),
         "Unschedulable",
     ),
-    "preempted": (
-        {
-            "conditions": [
-                {"type": "PodScheduled", "status": "True"},
-                {"type": "DisruptionTarget", "status": "True", "reason": "Preemption"},
-            ]
-        },
-        "Preemption",
-    ),
+    "node lost": ("Running", condition("Ready", "False", "x"), "NodeLost: node-1"),
     "pull": (
-        waiting(
-            "containerStatuses", waiting={"reason": "ErrImagePull", "message": "m"}
-        ),
-        "ErrImagePull: m",
-    ),
-    "init": (
-        waiting("initContainerStatuses", terminated={"reason": "Error", "exitCode": 3}),
-        "Error (exit code 3)",
-    ),
-    "done": (
-        waiting("containerStatuses", terminated={"reason": "Completed", "exitCode": 0}),
-        "",
+        "Pending",
+        state(waiting={"reason": "ErrImagePull", "message": "no such tag"}),
+        "ErrImagePull: no such tag",
     ),
     "memory": (
-        waiting(
-            "containerStatuses", terminated={"reason": "OOMKilled", "exitCode": 137}
-        ),
-        "OOMKilled (exit code 137)",
+        "Failed",
+        state(terminated={"reason": "OOMKilled", "exitCode": 137}),
+        "OOMKilled: exit code 137",
     ),
 }
 
 
-@pytest.mark.parametrize(("status", "expected"), CAUSES.values(), ids=CAUSES.keys())
-def test_cause_is_in_the_clusters_words(status: dict[str, Any], expected: str) -> None:
-    """What somebody would search for."""
-    assert expected == cause_of(status)
+@pytest.mark.parametrize(
+    ("phase", "status", "expected"), CAUSES.values(), ids=CAUSES.keys()
+)
+def test_cause_is_the_one_that_callers_see(
+    phase: str, status: dict[str, Any], expected: str
+) -> None:
+    """Named as in their exceptions, with the cluster's words."""
+    assert expected in cause_of(runner_pod(phase, **status))
+    assert expected or not cause_of(runner_pod(phase, **status))
+
+
+STALE = {"annotations": {"flame-backend/boot-timeout": "60"}}
+YOUNG = {"annotations": {"flame-backend/boot-timeout": "7200"}}
 
 
 @pytest.mark.parametrize(
-    ("phase", "alive", "expected"),
+    ("phase", "metadata", "alive", "expected"),
     [
-        ("Failed", set(), True),
-        ("Succeeded", {"other"}, True),
-        ("Failed", {"u-1"}, False),
-        ("Running", set(), False),
-        ("Pending", set(), False),
+        ("Failed", {}, set(), True),
+        ("Succeeded", {}, {"other"}, True),
+        ("Failed", {}, {"u-1"}, False),
+        ("Running", {}, set(), False),
+        ("Pending", {}, set(), False),
+        ("Pending", STALE, set(), True),
+        ("Pending", STALE, {"u-1"}, False),
+        ("Pending", YOUNG, set(), False),
     ],
 )
-def test_only_ended_runners_of_dead_parents_are_left_over(
-    phase: str, alive: set[str], expected: bool
+def test_only_runners_that_are_over_and_have_no_parent_are_swept(
+    phase: str, metadata: dict[str, Any], alive: set[str], expected: bool
 ) -> None:
     """A pod that runs ends by itself; a parent may still want an ended one."""
-    assert expected == is_left_over(described(runner_pod(phase), NOW), alive)
+    pod = runner_pod(phase, metadata=metadata)
+    assert expected == bool(orphans([pod], alive, NOW))
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import kubetls
 from flame_backend.backends.kubernetes.merging import plain
+from flame_backend.backends.kubernetes.own_pod import own_pod
 from flame_backend.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -53,14 +53,17 @@ def parent_from_cluster(session: kubetls.Session, name: str | None) -> dict[str,
         ConfigurationError: None is named, and this is no pod.
         KubeTLSError: It cannot be had.
     """
-    namespace = session.namespace
     if name is None:
-        if not os.environ.get("KUBERNETES_SERVICE_HOST"):
+        if not in_pod():
             reason = "this is no pod: name the app's, or give a file with --parent"
             raise ConfigurationError("--pod", reason)
-        namespace = os.environ.get("POD_NAMESPACE") or namespace
-        name = os.environ.get("POD_NAME") or socket.gethostname()
-    return session.get(kubetls.path("v1", "pods", name, namespace=namespace))
+        return own_pod(session)
+    return session.get(kubetls.path("v1", "pods", name, namespace=session.namespace))
+
+
+def in_pod() -> bool:
+    """Say whether this process runs in a pod."""
+    return bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
 
 
 def parent_from_file(name: str, namespace: str | None) -> dict[str, Any]:

@@ -9,11 +9,10 @@ from flame_backend.backends.kubernetes.access import DIAGNOSIS_RULES, RULES
 from flame_backend.backends.kubernetes.manifest import runner_pod
 from flame_backend.backends.kubernetes.pod_template import app_container
 from flame_backend.cli import output
-from flame_backend.cli.cluster import add_cluster_options, open_session
+from flame_backend.cli.cluster import add_cluster_options, in_pod, open_session
 from flame_backend.cli.runners import (
     add_parent_options,
     add_runner_options,
-    in_pod,
     parent_pod,
     runner_options,
     sample_identity,

@@ -6,13 +6,16 @@ import datetime as dt
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import kubetls
+from flame_backend.backends.kubernetes.causes import end_of, silence_of
 from flame_backend.backends.kubernetes.manifest import LABEL
+from flame_backend.backends.kubernetes.pods import is_left_over
+from flame_backend.backends.kubernetes.waiting import waiting_for
 from flame_backend.cli import output
 from flame_backend.cli.cluster import add_cluster_options, open_session
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
+    from collections.abc import Iterable
 
 ENDED = ("Succeeded", "Failed")
 
@@ -28,10 +31,10 @@ examples:
 """
 SWEEP_HELP = "delete ended runner pods whose parent is gone"
 SWEEP_DESCRIPTION = """\
-Delete runner pods that have ended and whose parent's pod has ended or is gone. A
-cluster does so itself for runners with an owner; this is for those without, and for
-parents that ended and were kept. A pod that runs is never touched: it ends by itself
-when its parent is gone.
+Delete runner pods that have ended, or wait beyond their boot timeout, and whose
+parent's pod has ended or is gone. A cluster does so itself for runners with an owner;
+this is for those without, and for parents that ended and were kept. A pod that runs is
+never touched: it ends by itself when its parent is gone.
 """
 SWEEP_EPILOG = """\
 examples:
@@ -72,7 +75,9 @@ def ps(args: argparse.Namespace) -> int:
     """Print the runner pods."""
     with open_session(args) as session:
         namespace = None if args.all_namespaces else session.namespace
-        found = _runners(session, namespace, args.pool)
+        pods = _runner_pods(session, namespace, args.pool)
+    now = dt.datetime.now(dt.UTC)
+    found = [described(pod, now) for pod in pods]
     if args.json:
         output.as_json([runner._asdict() for runner in found])
         return 0
@@ -102,15 +107,15 @@ def ps(args: argparse.Namespace) -> int:
 def sweep(args: argparse.Namespace) -> int:
     """Delete, or name, what is left over."""
     with open_session(args) as session:
-        found = _runners(session, session.namespace, args.pool)
-        pods = kubetls.path("v1", "pods", namespace=session.namespace)
+        pods = _runner_pods(session, session.namespace, args.pool)
+        path = kubetls.path("v1", "pods", namespace=session.namespace)
         alive = {
             pod["metadata"]["uid"]
-            for pod in session.list(pods)
+            for pod in session.list(path)
             if (pod.get("status") or {}).get("phase") not in ENDED
         }
-        left = [runner for runner in found if is_left_over(runner, alive)]
-        gone = [] if args.dry_run else [r for r in left if _deleted(session, pods, r)]
+        left = orphans(pods, alive, dt.datetime.now(dt.UTC))
+        gone = [] if args.dry_run else [r for r in left if _deleted(session, path, r)]
     if args.json:
         key = "would_delete" if args.dry_run else "deleted"
         output.as_json({key: [r.name for r in (left if args.dry_run else gone)]})
@@ -123,14 +128,18 @@ def sweep(args: argparse.Namespace) -> int:
     return 0
 
 
-def is_left_over(runner: Found, alive: set[str]) -> bool:
-    """Say whether a runner's pod has ended and has no parent that could want it.
+def orphans(
+    pods: Iterable[dict[str, Any]], alive: set[str], now: dt.datetime
+) -> list[Found]:
+    """Return the runners that are over and have no parent that could want them.
 
     Args:
-        runner: The pod.
+        pods: Pods of runners.
         alive: UIDs of the pods that have not ended.
+        now: The time.
     """
-    return runner.phase in ENDED and runner.parent_uid not in alive
+    over = [described(pod, now) for pod in pods if is_left_over(pod, now)]
+    return [runner for runner in over if runner.parent_uid not in alive]
 
 
 def _deleted(session: kubetls.Session, pods: str, runner: Found) -> bool:
@@ -142,17 +151,19 @@ def _deleted(session: kubetls.Session, pods: str, runner: Found) -> bool:
     return True
 
 
-def _runners(
+def _runner_pods(
     session: kubetls.Session, namespace: str | None, pool: str | None
-) -> list[Found]:
+) -> list[dict[str, Any]]:
     selector = f"{LABEL}/pool={pool}" if pool else f"{LABEL}/pool"
     path = kubetls.path("v1", "pods", namespace=namespace)
-    now = dt.datetime.now(dt.UTC)
-    found = [described(pod, now) for pod in session.list(path, labels=selector)]
-    return sorted(found, key=lambda runner: (runner.namespace, runner.name))
+
+    def order(pod: dict[str, Any]) -> tuple[str, str]:
+        return pod["metadata"]["namespace"], pod["metadata"]["name"]
+
+    return sorted(session.list(path, labels=selector), key=order)
 
 
-def described(pod: Mapping[str, Any], now: dt.datetime) -> Found:
+def described(pod: dict[str, Any], now: dt.datetime) -> Found:
     """Return what there is to say about a runner's pod."""
     metadata, status = pod["metadata"], pod.get("status") or {}
     labels = metadata.get("labels") or {}
@@ -176,30 +187,18 @@ def described(pod: Mapping[str, Any], now: dt.datetime) -> Found:
         parent_uid=str(
             owner.get("uid") or annotations.get(f"{LABEL}/parent-uid") or ""
         ),
-        cause=cause_of(status),
+        cause=cause_of(pod),
     )
 
 
-def cause_of(status: Mapping[str, Any]) -> str:
-    """Return what a pod waits for or ended of, in the cluster's words; "" when fine."""
-    if status.get("reason"):
-        return _words(status)
-    for condition in status.get("conditions") or ():
-        kind, value = condition.get("type"), condition.get("status")
-        lost = kind == "DisruptionTarget" and value == "True"
-        if lost or (kind == "PodScheduled" and value == "False"):
-            return _words(condition)
-    for field in ("initContainerStatuses", "containerStatuses"):
-        for container in status.get(field) or ():
-            state = container.get("state") or {}
-            ended = state.get("terminated") or {}
-            if state.get("waiting"):
-                return _words(state["waiting"])
-            if ended and ended.get("reason") != "Completed":
-                return f"{_words(ended)} (exit code {ended.get('exitCode')})"
-    return ""
-
-
-def _words(holder: Mapping[str, Any]) -> str:
-    parts = (holder.get("reason"), holder.get("message"))
-    return ": ".join(str(part) for part in parts if part)
+def cause_of(pod: dict[str, Any]) -> str:
+    """Return what a pod waits for or ended of; "" when it is fine."""
+    phase = (pod.get("status") or {}).get("phase")
+    found = None if phase == "Succeeded" else end_of(pod) or silence_of(pod)
+    if found is None and phase == "Pending":
+        found = waiting_for(pod).cause
+    if found is None:
+        return ""
+    if found.words.startswith(found.name):
+        return found.words
+    return f"{found.name}: {found.words}" if found.words else found.name

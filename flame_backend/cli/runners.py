@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import secrets
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.backends.kubernetes.manifest import RunnerIdentity, RunnerOptions
 from flame_backend.cli.cluster import (
+    in_pod,
     parent_from_cluster,
     parent_from_file,
     parsed_yaml,
@@ -98,11 +98,6 @@ def runner_options(args: argparse.Namespace) -> RunnerOptions:
         sidecars=tuple(args.sidecar),
         python=args.python or (None if in_pod() else "python3"),
     )
-
-
-def in_pod() -> bool:
-    """Say whether this process runs in a pod."""
-    return bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
 
 
 def sample_identity(pool: str, parent: dict[str, Any]) -> RunnerIdentity:
