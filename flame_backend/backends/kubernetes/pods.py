@@ -158,23 +158,23 @@ class Pods:
         """Refuse a pod beyond max_pods.
 
         Processes cannot see each other: two may find the same room. So each looks
-        again when its pod is made, and the youngest beyond the limit goes.
+        again when its pod is made, and withdraws when there are too many by then.
 
         Raises:
             PodsFull: There is no room; nothing is left of a pod that was made.
         """
         if self._max_pods is None:
             return
-        alive = [pod["metadata"] for pod in self._siblings() if _is_alive(pod)]
-        if uid is None:
-            if len(alive) >= self._max_pods:
-                raise PodsFull
-            return
-        alive.sort(key=lambda found: (found["creationTimestamp"], found["uid"]))
-        for metadata in alive[self._max_pods :]:
-            if metadata["uid"] == uid:
-                self.delete(metadata["name"], uid, 0)
-                raise PodsFull
+        alive = {
+            str(pod["metadata"]["uid"]): str(pod["metadata"]["name"])
+            for pod in self._siblings()
+            if _is_alive(pod)
+        }
+        if uid is None and len(alive) >= self._max_pods:
+            raise PodsFull
+        if uid in alive and len(alive) > self._max_pods:
+            self.delete(alive[uid], uid, 0)
+            raise PodsFull
 
 
 def audience_prefix(parent: str) -> str:
