@@ -105,6 +105,7 @@ TABLE = {
     "flame_backend.backends.inline": "edges",
     "flame_backend.backends.kubernetes.admission": "edges",
     "flame_backend.backends.kubernetes.backend": "edges",
+    "flame_backend.backends.kubernetes.books": "rules",
     "flame_backend.backends.kubernetes.causes": "rules",
     "flame_backend.backends.kubernetes.hardening": "rules",
     "flame_backend.backends.kubernetes.image_name": "values",

@@ -40,8 +40,9 @@ def eat():
     while True:
         kept.append(bytearray(b'x' * 4_000_000))
 
-limits = {'requests': {'memory': '64Mi'}, 'limits': {'memory': '160Mi'}}
-backend = KubernetesBackend(resources=limits)
+size = {'memory': '160Mi', 'cpu': '500m'}
+# Guaranteed: the kubelet leaves its processes a low score.
+backend = KubernetesBackend(resources={'requests': size, 'limits': size})
 with Pool('oom', max=1, max_concurrency=2, backend=backend) as pool:
     tell('ready', pool.call, abs, -1)
     beside = threading.Thread(target=tell, args=['beside', pool.call, work, 100])

@@ -23,9 +23,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import kubetls
+from flame_backend.backends.kubernetes.books import Runner
 from flame_backend.backends.kubernetes.causes import (
     Cause,
-    end_of,
     refusal,
     runner_state,
     silence_of,
@@ -68,45 +68,6 @@ _FULL: Final = Cause(
 _ADMITTED: Final = Waiting(
     Cause(name="NotReady", words="connected, the app is being loaded", phase="import")
 )
-
-
-class Runner:
-    """One runner in the books."""
-
-    __slots__ = (
-        "clock", "events", "gone", "look_at", "manifest", "name", "nonce", "over",
-        "pod", "posts", "ready", "removed", "sent", "started", "state", "uid",
-    )  # fmt: skip
-
-    def __init__(self, name: str, clock: BootClock, now: float) -> None:
-        self.name = name
-        self.clock = clock
-        self.started = now
-        self.nonce = secrets.token_hex(16)
-        self.manifest: dict[str, Any] | None = None
-        self.sent = False
-        self.posts = 0
-        self.uid: str | None = None
-        self.pod: dict[str, Any] | None = None
-        self.removed = False
-        self.events: list[dict[str, Any]] = []
-        self.state: Waiting | None = None
-        self.ready = False
-        self.gone: str | None = None
-        self.look_at = math.inf
-        self.over = False
-
-    @property
-    def node(self) -> str:
-        """Name of its node, "" while there is none."""
-        return str(((self.pod or {}).get("spec") or {}).get("nodeName") or "")
-
-    def end(self) -> Cause | None:
-        """Return why it ended, as far as its pod says."""
-        cause = end_of(self.pod) if self.pod is not None else None
-        if cause is None and self.removed:
-            return Cause(name="Deleted", words="its pod is gone")
-        return cause
 
 
 class Lifecycle:
@@ -177,7 +138,8 @@ class Lifecycle:
     def boot(self, name: str, boot_timeout: float, scale_up_timeout: float) -> None:
         """Begin a boot."""
         now = time.monotonic()
-        runner = Runner(name, BootClock(now, boot_timeout, scale_up_timeout), now)
+        clock = BootClock(now, boot_timeout, scale_up_timeout)
+        runner = Runner(name, secrets.token_hex(16), clock, now)
         with self._lock:
             self._runners[name] = runner
             pause = self._pace.turn(now)
