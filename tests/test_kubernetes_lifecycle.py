@@ -80,6 +80,9 @@ class Table:
         self.deleted.append(uid)
         self.there.pop(name, None)
 
+    def is_ours(self, found: dict[str, Any]) -> bool:
+        return not found["metadata"]["name"].startswith("foreign")
+
     def last_output(self, _name: str) -> str:
         return "its last words"
 
@@ -376,7 +379,8 @@ def test_loss_that_the_watch_does_not_tell_is_looked_up(
 
 
 def test_stray_pod_of_a_lost_answer_is_deleted(world: World) -> None:
-    """The watch shows it, and nobody waits for it."""
+    """The watch shows it, and nobody waits for it; labels alone delete no pod."""
+    world.changed({"running": {}}, phase="Running", name="foreign")
     world.changed({"running": {}}, phase="Running", name="stray")
     world.until(lambda: world.table.deleted == ["uid-stray"])
 

@@ -333,7 +333,7 @@ def test_deletion_outlives_an_outage_of_the_api_server(api: Api) -> None:
     uid = pods.create(api.pod("r"))
     api.plane.stop_apiserver()
     disposal.take(Remains("r", "n", uid, 0))
-    assert disposal.knows("r")
+    assert disposal.knows("r", uid)
     api.plane.restart_apiserver()
     deadline = time.monotonic() + 20
     while api.names() and time.monotonic() < deadline:
@@ -354,16 +354,19 @@ def test_pod_whose_uid_was_never_told_is_found_and_deleted(api: Api) -> None:
 
 
 def test_closing_deletes_every_pod_of_the_pool_and_no_other(api: Api) -> None:
-    """Those that nobody knew of, too."""
+    """Those that nobody knew of, too; but none that only bears the label."""
     clock = Clockwork()
     disposal = Disposal(api.pods("one"), clock.work, clock.later)
     api.pods("one").create(api.pod("known", "one"))
     api.pods("one").create(api.pod("stray", "one"))
     api.pods("two").create(api.pod("sibling", "two"))
+    foreign = api.pod("foreign", "one")
+    del foreign["spec"]["volumes"]
+    api.pods("one").create(foreign)
     disposal.take(Remains("known", "n", None, 0), keep=3600 * 10)
-    assert {"known", "stray", "sibling"} == api.names()
+    assert {"known", "stray", "sibling", "foreign"} == api.names()
     disposal.close(0)
-    assert {"sibling"} == api.names()
+    assert {"sibling", "foreign"} == api.names()
     for thread in clock.threads:
         thread.cancel()  # type: ignore[attr-defined]
 

@@ -80,10 +80,12 @@ class Disposal:
         else:
             self._start(remains, 1)
 
-    def knows(self, name: str) -> bool:
-        """Say whether a pod of this name is to go."""
+    def knows(self, name: str, uid: str) -> bool:
+        """Say whether a pod is to go, or was deleted and still shows for a moment."""
         with self._lock:
-            return any(remains.name == name for remains in self._left)
+            return uid in self._asked or any(
+                remains.name == name for remains in self._left
+            )
 
     def _start(self, remains: Remains, attempt: int) -> None:
         self._work(lambda: self._try(remains, attempt))

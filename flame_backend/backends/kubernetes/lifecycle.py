@@ -285,9 +285,11 @@ class Lifecycle:
     def _stray(self, name: str, pod: dict[str, Any], *, removed: bool) -> None:
         """Delete a pod that came of a POST whose answer was lost, and too late."""
         metadata = pod["metadata"]
-        if removed or metadata.get("deletionTimestamp") or self._disposal.knows(name):
+        if removed or metadata.get("deletionTimestamp"):
             return
-        self._disposal.take(Remains(name, "", metadata["uid"]))
+        uid = metadata["uid"]
+        if not self._disposal.knows(name, uid) and self._pods.is_ours(pod):
+            self._disposal.take(Remains(name, "", uid))
 
     def _sum_up(self, runner: Runner) -> None:
         """Draw conclusions from what is known of a runner's pod."""

@@ -112,7 +112,7 @@ class Pods:
     def all(self) -> dict[str, str]:
         """Return the pool's runner pods that there are: name by UID."""
         found = self._session.list(self.path, labels=self.selector)
-        metadata = (pod["metadata"] for pod in found)
+        metadata = (pod["metadata"] for pod in found if self.is_ours(pod))
         return {str(item["uid"]): str(item["name"]) for item in metadata}
 
     def last_output(self, name: str) -> str:
@@ -151,8 +151,16 @@ class Pods:
     def _siblings(self) -> Iterator[dict[str, Any]]:
         """Yield runner pods of all processes of the parent's pod, told by audience."""
         for pod in self._session.list(self.path, labels=f"{LABEL}/pool"):
-            if _audience(pod).startswith(self._audience):
+            if self.is_ours(pod):
                 yield pod
+
+    def is_ours(self, pod: dict[str, Any]) -> bool:
+        """Say whether a pod was made as a runner of this parent's pod.
+
+        Labels can be put on any pod, and nobody shall have us delete it for that; the
+        audience of its token is part of what it was made with.
+        """
+        return _audience(pod).startswith(self._audience)
 
     def _check_room(self, uid: str | None = None) -> None:
         """Refuse a pod beyond max_pods.
