@@ -251,6 +251,7 @@ class Leases:
                 lambda: ledger.ended or machine.serving >= wanted or refused(), seconds
             )
             machine.cool()
+            ledger.mind_time()
             serving, last = machine.serving, machine.breaker.last
             if ledger.ended:
                 raise PoolClosed("the pool was shut down")

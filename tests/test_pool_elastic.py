@@ -1,0 +1,376 @@
+"""How a pool grows, shrinks, gives up and comes back; on local processes."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import flame_backend as flame
+from flame_backend.events import (
+    CallDone,
+    Event,
+    GrowEnd,
+    GrowStart,
+    RunnerEnded,
+    Shrink,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def until(true: Callable[[], bool], seconds: float = 15.0) -> None:
+    """Wait for something to become true."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def own_pid(_: object = None) -> int:
+    return os.getpid()
+
+
+def hold(path: str) -> int:
+    """Run until a file is gone."""
+    Path(path + ".on").touch()
+    while Path(path).exists():
+        time.sleep(0.01)
+    return os.getpid()
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., flame.Pool]]:
+    """Make pools; nothing of them is left afterwards."""
+    pools = []
+
+    def made(**options: Any) -> flame.Pool:
+        options.setdefault("backend", flame.LocalBackend())
+        pools.append(flame.Pool("elastic", **options))
+        return pools[-1]
+
+    yield made
+    for pool in pools:
+        pool.drain(5)
+    assert not [t for t in threading.enumerate() if t.name.startswith("flame")]
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """Lend a file that calls of `hold` run as long as."""
+    path = tmp_path / "gate"
+    path.touch()
+    return path
+
+
+def test_min_boots_at_once_and_stays(make: Callable[..., flame.Pool]) -> None:
+    """In the background, before any call; idling does not end them."""
+    pool = make(min=2, max=3, idle_shutdown_after=0.2)
+    until(lambda: pool.status().ready == 2)
+    time.sleep(0.6)
+    assert 2 == pool.status().ready
+
+
+def test_surplus_runners_end_when_idle(
+    make: Callable[..., flame.Pool], gate: Path
+) -> None:
+    """Down to min, on time, while those that work stay."""
+    pool = make(min=1, max=3, idle_shutdown_after=0.5)
+    held = pool.submit(hold, str(gate))
+    concurrent.futures.wait([pool.submit(time.sleep, 0.3) for _ in range(2)])
+    until(lambda: len(pool.status().runners) == 1)
+    assert not held.done()
+    gate.unlink()
+    assert held.result(10)
+    assert 1 == pool.call(abs, -1)
+
+
+def test_idle_pool_has_no_process_and_comes_back(
+    make: Callable[..., flame.Pool],
+) -> None:
+    """Idle to nothing is the point of it all."""
+    pool = make(max=2, idle_shutdown_after=0.3)
+    first = pool.call(own_pid)
+    until(lambda: not pool.status().runners)
+    until(lambda: not Path(f"/proc/{first}").exists())
+    assert first != pool.call(own_pid)
+
+
+def test_all_runners_sleep_after_min_idle(make: Callable[..., flame.Pool]) -> None:
+    """And min is back with the next call."""
+    pool = make(min=2, max=2, min_idle_shutdown_after=0.4)
+    pool.wait_ready(20)
+    until(lambda: not pool.status().runners)
+    time.sleep(0.3)
+    assert not pool.status().runners
+    pool.call(abs, -1)
+    until(lambda: pool.status().ready == 2)
+
+
+def test_used_runner_does_not_go_idle(make: Callable[..., flame.Pool]) -> None:
+    """Its clock starts anew with each call."""
+    pool = make(max=1, idle_shutdown_after=0.6)
+    pids = set()
+    for _ in range(6):
+        pids.add(pool.call(own_pid))
+        time.sleep(0.25)
+    assert 1 == len(pids)
+
+
+def test_buffer_keeps_spare_slots_while_calls_run(
+    make: Callable[..., flame.Pool], gate: Path
+) -> None:
+    """One call runs, another runner is ready for the next one."""
+    pool = make(max=4, buffer=1, idle_shutdown_after=0.5)
+    held = pool.submit(hold, str(gate))
+    until(lambda: pool.status().idle_slots == 1)
+    time.sleep(0.8)
+    assert (2, 1) == (pool.status().ready, pool.status().idle_slots)
+    gate.unlink()
+    held.result(10)
+    until(lambda: not pool.status().runners)
+
+
+def test_single_use_runner_serves_one_call(make: Callable[..., flame.Pool]) -> None:
+    """Each call has a process of its own, and min is refilled."""
+    pool = make(min=1, max=2, single_use=True)
+    assert 4 == len({pool.call(own_pid) for _ in range(4)})
+    until(lambda: pool.status().ready == 1)
+
+
+def test_output_of_a_single_use_call_is_not_cut(
+    make: Callable[..., flame.Pool], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The process flushes after it has answered; ending it must not come between."""
+    pool = make(max=1, single_use=True)
+    for number in range(5):
+        pool.call(print, f"line {number}")
+    pool.shutdown()
+    text = capfd.readouterr().out
+    assert [True] * 5 == [f"line {number}\n" in text for number in range(5)]
+
+
+def test_slot_is_renewed_after_its_tasks(make: Callable[..., flame.Pool]) -> None:
+    """max_tasks_per_child calls for each process, none lost."""
+    pool = make(max=1, max_tasks_per_child=2)
+    pids = [pool.call(own_pid) for _ in range(6)]
+    assert [2, 2, 2] == [pids.count(pid) for pid in dict.fromkeys(pids)]
+
+
+def test_old_runner_is_replaced(make: Callable[..., flame.Pool]) -> None:
+    """After max_lifetime, with a fresh process."""
+    pool = make(min=1, max=1, boot_timeout=1.0, max_lifetime=1.5)
+    first = pool.call(own_pid)
+    until(lambda: pool.call(own_pid) != first)
+
+
+def test_queue_is_bounded(make: Callable[..., flame.Pool], gate: Path) -> None:
+    """One call more than max_queue is refused, at once and by name."""
+    pool = make(max=1, max_queue=2)
+    futures = [pool.submit(hold, str(gate))]
+    until(lambda: futures[0].running())
+    futures += [pool.submit(hold, str(gate)) for _ in range(2)]
+    with pytest.raises(flame.PoolSaturated, match="max_queue"):
+        pool.call(abs, -1)
+    with pytest.raises(flame.PoolSaturated):
+        pool.submit(abs, -1).result(5)
+    gate.unlink()
+    concurrent.futures.wait(futures)
+    assert 1 == pool.call(abs, -1)
+
+
+def test_resize_grows_and_shrinks(make: Callable[..., flame.Pool], gate: Path) -> None:
+    """Up at once; down as calls end, without losing one."""
+    pool = make(max=1)
+    futures = [pool.submit(hold, str(gate)) for _ in range(3)]
+    until(lambda: pool.status().running == 1)
+    pool.resize(max=3)
+    until(lambda: pool.status().running == 3)
+    pool.resize(max=1)
+    assert 2 == sum(found.state == "draining" for found in pool.status().runners)
+    gate.unlink()
+    assert 3 == len({future.result(10) for future in futures})
+    until(lambda: len(pool.status().runners) == 1)
+    pool.resize(min=2, max=2)
+    until(lambda: pool.status().ready == 2)
+
+
+@pytest.mark.parametrize("sizes", [{"min": 5}, {"max": 0}, {"min": -1}])
+def test_impossible_size_is_refused(
+    make: Callable[..., flame.Pool], sizes: dict[str, int]
+) -> None:
+    """And changes nothing."""
+    pool = make(max=2)
+    with pytest.raises(flame.ConfigurationError, match="min <= max"):
+        pool.resize(**sizes)
+    assert (0, 2) == (pool.status().min, pool.status().max)
+
+
+def test_lost_runner_is_replaced_up_to_min(make: Callable[..., flame.Pool]) -> None:
+    """Without any call that would ask for it."""
+    events: list[Event] = []
+    pool = make(min=2, max=2, on_event=events.append)
+    pool.wait_ready(20)
+    os.kill(pool.status().backend["agent_pid"], signal.SIGKILL)
+    until(lambda: sum(isinstance(event, RunnerEnded) for event in events) == 2)
+    until(lambda: pool.status().ready == 2)
+
+
+def test_wait_ready_returns_with_the_last_runner(
+    make: Callable[..., flame.Pool],
+) -> None:
+    """min of them, or one; and that one may go idle later."""
+    pool = make(min=2, max=2)
+    pool.wait_ready(20)
+    assert 2 == pool.status().ready
+    warmed = make(max=2, idle_shutdown_after=0.3)
+    warmed.wait_ready(20)
+    assert 1 == warmed.status().ready
+    until(lambda: not warmed.status().runners)
+
+
+def test_wait_ready_says_why_not(make: Callable[..., flame.Pool]) -> None:
+    """The last boot's error, and a time that ran out."""
+    with pytest.raises(flame.AppImportError, match="no_such_module"):
+        make(min=1, max=1, preload=["no_such_module"]).wait_ready(20)
+    with pytest.raises(flame.BootTimeout, match="0 of 1 runners"):
+        make(max=1).wait_ready(0.001)
+
+
+def test_breaker_tells_callers_at_once(make: Callable[..., flame.Pool]) -> None:
+    """During the pause a caller gets the last boot's error, and no boot is tried."""
+    events: list[Event] = []
+    pool = make(max=1, preload=["no_such_module"], on_event=events.append)
+    with pytest.raises(flame.AppImportError) as first:
+        pool.call(abs, -1)
+    started = time.monotonic()
+    with pytest.raises(flame.AppImportError) as second:
+        pool.call(abs, -1)
+    assert 0.5 > time.monotonic() - started
+    assert first.value.runner == second.value.runner
+    assert first.value is not second.value
+    assert "no_such_module" in str(pool.status())
+    until(lambda: len(events) >= 4)
+    assert 1 == sum(isinstance(event, GrowStart) for event in events)
+
+
+def test_breaker_tries_again_after_the_pause(
+    make: Callable[..., flame.Pool], tmp_path: Path
+) -> None:
+    """What was broken may have been mended."""
+    module = tmp_path / "mended_module.py"
+    backend = flame.LocalBackend(env={"PYTHONPATH": str(tmp_path)})
+    pool = make(max=1, preload=["mended_module"], backend=backend)
+    with pytest.raises(flame.AppImportError):
+        pool.call(abs, -1)
+    module.write_text("")
+
+    def works() -> bool:
+        try:
+            return pool.call(abs, -1) == 1
+        except flame.AppImportError:
+            return False
+
+    until(works)
+    assert 0 == pool.status().boot_failures
+
+
+def test_drain_lets_calls_finish(make: Callable[..., flame.Pool], gate: Path) -> None:
+    """Within its time; then nothing is taken any more."""
+    pool = make(max=1)
+    future = pool.submit(hold, str(gate))
+    until(lambda: future.running())
+    threading.Timer(0.3, gate.unlink).start()
+    assert pool.drain(10)
+    assert future.result(0)
+    assert pool.status().closed
+    with pytest.raises(flame.PoolClosed):
+        pool.call(abs, -1)
+
+
+def test_drain_ends_what_takes_too_long(
+    make: Callable[..., flame.Pool], gate: Path
+) -> None:
+    """It says that it did, and nothing is left."""
+    pool = make(max=1)
+    future = pool.submit(hold, str(gate))
+    until(lambda: future.running())
+    assert not pool.drain(0.2)
+    with pytest.raises(flame.CallCancelled):
+        future.result(5)
+
+
+@pytest.mark.parametrize(("placement", "busy"), [("pack", 1), ("least_loaded", 2)])
+def test_placement_fills_or_spreads(
+    make: Callable[..., flame.Pool], gate: Path, placement: str, busy: int
+) -> None:
+    """Two calls on two runners of two slots."""
+    pool = make(min=2, max=2, max_concurrency=2, placement=placement)
+    pool.wait_ready(20)
+    until(lambda: pool.status().idle_slots == 4)
+    futures = [pool.submit(hold, str(gate)) for _ in range(2)]
+    until(lambda: pool.status().running == 2)
+    assert busy == sum(found.state == "busy" for found in pool.status().runners)
+    gate.unlink()
+    concurrent.futures.wait(futures)
+
+
+def test_events_tell_the_life_of_a_pool(make: Callable[..., flame.Pool]) -> None:
+    """In order, in one thread, and a callback that raises harms nobody."""
+    events: list[Event] = []
+    threads: set[str] = set()
+
+    def on_event(event: Event) -> None:
+        events.append(event)
+        threads.add(threading.current_thread().name)
+        raise ValueError("of the app")
+
+    pool = make(max=1, on_event=on_event)
+    pool.call(abs, -1)
+    with pytest.raises(ZeroDivisionError):
+        pool.call(divmod, 1, 0)
+    pool.shutdown()
+    assert [GrowStart, GrowEnd, CallDone, CallDone, Shrink] == [*map(type, events)]
+    assert {"flame-events-elastic"} == threads
+    done = [event for event in events if isinstance(event, CallDone)]
+    assert [None, ZeroDivisionError] == [d.error and type(d.error) for d in done]
+    assert [1, 2] == [d.call.id for d in done]
+
+
+def test_status_prints_as_a_table(make: Callable[..., flame.Pool]) -> None:
+    """One line for the pool, one for each runner."""
+    pool = make(min=1, max=2)
+    assert "elastic" in str(pool.status())
+    pool.wait_ready(20)
+    head, line = str(pool.status()).splitlines()
+    assert "pool elastic (local): 1 of 1..2 runners" in head
+    assert pool.status().runners[0].name in line
+    assert "idle" in line
+
+
+def test_idle_pool_wakes_nobody(make: Callable[..., flame.Pool]) -> None:
+    """At its smallest size nothing in this process runs but heartbeats."""
+    pool = make(min=2, max=4, idle_shutdown_after=0.2)
+    pool.wait_ready(20)
+    pool.call(abs, -1)
+    time.sleep(0.8)
+    before = switches()
+    time.sleep(2.0)
+    assert 4 >= switches() - before
+
+
+def switches() -> int:
+    """Return how often threads of this process other than this one went to sleep."""
+    total = 0
+    for task in Path("/proc/self/task").iterdir():
+        if int(task.name) != threading.get_native_id():
+            text = (task / "status").read_text()
+            total += int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+    return total
