@@ -175,7 +175,7 @@ def test_queue_is_bounded(make: Callable[..., flame.Pool], gate: Path) -> None:
     """One call more than max_queue is refused, at once and by name."""
     pool = make(max=1, max_queue=2)
     futures = [pool.submit(hold, str(gate))]
-    until(lambda: futures[0].running())
+    until(futures[0].running)
     futures += [pool.submit(hold, str(gate)) for _ in range(2)]
     with pytest.raises(flame.PoolSaturated, match="max_queue"):
         pool.call(abs, -1)
@@ -226,7 +226,7 @@ def test_lost_runner_is_replaced_up_to_min(make: Callable[..., flame.Pool]) -> N
 def test_wait_ready_returns_with_the_last_runner(
     make: Callable[..., flame.Pool],
 ) -> None:
-    """min of them, or one; and that one may go idle later."""
+    """Min of them, or one; and that one may go idle later."""
     pool = make(min=2, max=2)
     pool.wait_ready(20)
     assert 2 == pool.status().ready
@@ -286,7 +286,7 @@ def test_drain_lets_calls_finish(make: Callable[..., flame.Pool], gate: Path) ->
     """Within its time; then nothing is taken any more."""
     pool = make(max=1)
     future = pool.submit(hold, str(gate))
-    until(lambda: future.running())
+    until(future.running)
     threading.Timer(0.3, gate.unlink).start()
     assert pool.drain(10)
     assert future.result(0)
@@ -301,7 +301,7 @@ def test_drain_ends_what_takes_too_long(
     """It says that it did, and nothing is left."""
     pool = make(max=1)
     future = pool.submit(hold, str(gate))
-    until(lambda: future.running())
+    until(future.running)
     assert not pool.drain(0.2)
     with pytest.raises(flame.CallCancelled):
         future.result(5)
