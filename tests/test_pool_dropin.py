@@ -170,6 +170,18 @@ PROGRAMS = {
                 total = sum(max(c for p, c in found if p == pid) for pid in pids)
                 print(1 <= len(pids) <= 4, total, os.getpid() in pids)
     """,
+    "initializer with its arguments": """
+        import os, stateful
+        def begin(text):
+            os.environ["BEGUN"] = text
+        def read(_):
+            return os.environ["BEGUN"]
+        if __name__ == "__main__":
+            with executor(initializer=begin, initargs=("yes",)) as pool:
+                print(set(pool.map(read, range(20), chunksize=3)))
+            with executor(initializer=stateful.begin, initargs=(100,)) as pool:
+                print(min(count for _, count in pool.map(stateful.work, range(20))))
+    """,
     "asyncio": """
         import asyncio
         def work(n):
@@ -212,6 +224,9 @@ PROGRAMS = {
 STATEFUL = """
 import os
 count = 0
+def begin(number):
+    global count
+    count = number
 def work(_):
     global count
     count += 1

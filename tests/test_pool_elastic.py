@@ -46,6 +46,20 @@ def hold(path: str) -> int:
     return os.getpid()
 
 
+def take_note(path: str, error: Exception | None = None) -> object:
+    """Initialize: leave a note in the process and in a file, or fail."""
+    with Path(path).open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    if error is not None:
+        raise error
+    os.environ["NOTED"] = str(os.getpid())
+    return object()
+
+
+def noted() -> bool:
+    return os.environ.get("NOTED") == str(os.getpid())
+
+
 @pytest.fixture
 def make() -> Iterator[Callable[..., flame.Pool]]:
     """Make pools; nothing of them is left afterwards."""
@@ -280,6 +294,71 @@ def test_breaker_tries_again_after_the_pause(
 
     until(works)
     assert 0 == pool.status().boot_failures
+
+
+def test_initializer_runs_once_in_each_process(
+    make: Callable[..., flame.Pool], tmp_path: Path
+) -> None:
+    """Before its first call, also in the process that follows a crash."""
+    notes = tmp_path / "notes"
+    pool = make(min=2, max=2, initializer=take_note, initargs=(str(notes),))
+    pool.wait_ready(20)
+    assert 2 == len(set(notes.read_text().split()))
+    assert all(pool.call(noted) for _ in range(4))
+    with pytest.raises(flame.CallCrashed):
+        pool.call(os._exit, 3)
+    assert all(future.result(20) for future in [pool.submit(noted) for _ in range(4)])
+    until(lambda: pool.status().idle_slots == 2)
+    assert 3 == len(notes.read_text().split())
+
+
+def test_initializer_that_raises_fails_the_boot(
+    make: Callable[..., flame.Pool], tmp_path: Path
+) -> None:
+    """Callers are told at once, with its words and traceback; nothing is left."""
+    given = (str(tmp_path / "notes"), ValueError("no model"))
+    pool = make(max=1, initializer=take_note, initargs=given)
+    with pytest.raises(flame.AppImportError, match="ValueError: no model") as caught:
+        pool.call(abs, -1)
+    assert ("init", True) == (caught.value.phase, "take_note" in caught.value.log_tail)
+    assert not pool.status().runners
+
+
+def test_initializer_that_kills_its_process_fails_the_boot(
+    make: Callable[..., flame.Pool],
+) -> None:
+    """Three processes of a runner in a row, then the callers hear of it."""
+    pool = make(max=1, initializer=os._exit, initargs=(3,), queue_timeout=60)
+    with pytest.raises(flame.BootError, match="in a row"):
+        pool.call(abs, -1)
+
+
+def test_initializer_that_hangs_does_not_hold_up_the_end(
+    make: Callable[..., flame.Pool],
+) -> None:
+    """Its process is ended with the pool."""
+    pool = make(max=1, initializer=time.sleep, initargs=(60,))
+    future = pool.submit(abs, -1)
+    until(lambda: pool.status().ready == 1)
+    assert not pool.drain(0.2)
+    with pytest.raises(flame.PoolClosed):
+        future.result(5)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"initializer": 3}, flame.ConfigurationError),
+        ({"initializer": print, "initargs": 3}, flame.ConfigurationError),
+        ({"initializer": threading.Lock().acquire}, flame.NotSerializable),
+    ],
+)
+def test_bad_initializer_is_refused_at_once(
+    options: dict[str, Any], error: type[Exception]
+) -> None:
+    """By the constructor, not by the first call."""
+    with pytest.raises(error):
+        flame.Pool("x", max=1, backend=flame.LocalBackend(), **options)
 
 
 def test_drain_lets_calls_finish(make: Callable[..., flame.Pool], gate: Path) -> None:

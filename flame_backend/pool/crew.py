@@ -1,4 +1,4 @@
-"""Threads that see to submitted calls, one call at a time each.
+"""Threads that see to submitted calls and fresh slots, one at a time each.
 
 Not a ThreadPoolExecutor: the interpreter joins its threads before any exit handler of
 ours runs, so that Ctrl-C would wait for calls that nobody will collect. These threads
@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flame_backend.pool.calls import Call
+    from flame_backend.pool.calls import Call, Lease
+
+    Job = Call | Lease
 
 
 class Crew:
@@ -24,24 +26,24 @@ class Crew:
         limit: Most threads. A call comes here with its slot, so as many as there are
             slots never leave one waiting; one more tells of calls that failed.
         name: Prefix of the threads' names.
-        serve: Sees to one call; does not raise.
+        serve: Sees to one job; does not raise.
 
     Attributes:
         limit: As above; it may change.
     """
 
-    def __init__(self, limit: int, name: str, serve: Callable[[Call], None]) -> None:
+    def __init__(self, limit: int, name: str, serve: Callable[[Job], None]) -> None:
         self.limit = limit
         self._name = name
         self._serve = serve
-        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._idle = 0
 
-    def put(self, call: Call) -> None:
-        """Have a thread see to a call; does not block."""
-        self._calls.put(call)
+    def put(self, job: Job) -> None:
+        """Have a thread see to a job; does not block."""
+        self._jobs.put(job)
         with self._lock:
             if self._idle:
                 self._idle -= 1
@@ -54,21 +56,21 @@ class Crew:
     def _run(self) -> None:
         while True:
             try:
-                call = self._calls.get_nowait()
+                job = self._jobs.get_nowait()
             except queue.Empty:
                 with self._lock:
                     self._idle += 1
-                call = self._calls.get()
-            if call is None:
+                job = self._jobs.get()
+            if job is None:
                 return
-            self._serve(call)
+            self._serve(job)
             # Nothing here keeps a result alive until the next call comes.
-            del call
+            del job
 
     def close(self) -> None:
         """End the threads when they have seen to what is there; wait for that."""
         for _ in self._threads:
-            self._calls.put(None)
+            self._jobs.put(None)
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flame_backend.errors import FlameError, LinkError
 from flame_backend.events import CallDone
 from flame_backend.pool.announcer import Announcer
-from flame_backend.pool.calls import Call, FlameFuture
+from flame_backend.pool.calls import Call, FlameFuture, Lease
 from flame_backend.pool.crew import Crew
 from flame_backend.pool.exchange import outcome, receive
 from flame_backend.pool.leases import Leases
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from flame_backend.backends.base import Backend, PoolSpec
     from flame_backend.events import Event
-    from flame_backend.pool.calls import CallOptions, Lease
+    from flame_backend.pool.calls import CallOptions
     from flame_backend.pool.commands import Sizing
     from flame_backend.pool.exchange import Outcome
     from flame_backend.pool.status import PoolStatus
@@ -52,6 +52,7 @@ class Engine:
         sizing: How large the pool is.
         backend: Where runners come from.
         on_event: Told of events; None for nobody.
+        initializer: The request that each slot serves first; None for none.
     """
 
     def __init__(
@@ -60,15 +61,17 @@ class Engine:
         sizing: Sizing,
         backend: Backend,
         on_event: Callable[[Event], object] | None,
+        initializer: list[bytes] | None,
     ) -> None:
         self._spec = spec
         announcer = None if on_event is None else Announcer(spec.name, on_event)
         self._announcer = announcer
         machine = Machine(spec.name, sizing, _suffix, random.random)
         limit = _crew_limit(sizing.max, spec.slots)
-        self._crew = Crew(limit, f"flame-{spec.name}", self._serve)
+        self._crew = Crew(limit, f"flame-{spec.name}", self._work)
         self._ledger = Ledger(machine, backend, spec, self._crew.put, announcer)
-        self._leases = Leases(self._ledger, Reports(self._ledger))
+        self._reports = Reports(self._ledger, initializer, self._crew.put)
+        self._leases = Leases(self._ledger, self._reports)
         self._numbers = itertools.count(1)
         self._ending = threading.Lock()
         self._started = False
@@ -196,6 +199,20 @@ class Engine:
         call.future = FlameFuture(call, _never, _never)
         self._settle(call, None, error)
         return call.future
+
+    def _work(self, job: Call | Lease) -> None:
+        """See to a call, or to a slot that has to be made ready for calls."""
+        if isinstance(job, Call):
+            self._serve(job)
+            return
+        call, failure = job.call, None
+        assert call is not None  # the initializer
+        try:
+            job.link.send_parts(Kind.CALL, call.id, call.request)
+            _, failure = outcome(receive(job.link, call), self._spec)
+        except LinkError as error:
+            failure = error
+        self._reports.prepared(job, failure)
 
     def _serve(self, call: Call) -> None:
         """See to a call that has got a slot, or an error."""

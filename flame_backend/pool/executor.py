@@ -15,7 +15,7 @@ import threading
 import weakref
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from flame_backend.errors import ConfigurationError
 from flame_backend.pool import engine as engines
@@ -30,6 +30,7 @@ from flame_backend.pool.options import (
     SHUTDOWN_TIMEOUT,
     default_backend,
     fresh_instance,
+    initializer_request,
     limit_seconds,
     pool_sizing,
     pool_spec,
@@ -84,6 +85,9 @@ class Pool(Forms, concurrent.futures.Executor):
         max_result: Largest result in bytes, large buffers aside.
         max_payload: Largest request in bytes.
         preload: Modules a runner imports before it is ready.
+        initializer: Called in each slot's process before its first call; when it
+            raises, the boot has failed.
+        initargs: Its arguments.
         on_event: Called with each `flame_backend.events.Event`, in a thread of its own.
         nested: "error": a runner that uses a pool of its own gets `NestedCallError`.
         backend: Where runners come from; None chooses by $FLAME_BACKEND, else pods
@@ -91,6 +95,7 @@ class Pool(Forms, concurrent.futures.Executor):
 
     Raises:
         ConfigurationError: An option breaks its rule.
+        NotSerializable: The initializer cannot be sent.
     """
 
     def __init__(  # noqa: PLR0913 - one argument for each option
@@ -118,6 +123,8 @@ class Pool(Forms, concurrent.futures.Executor):
         max_result: int = MAX_RESULT,
         max_payload: int = MAX_PAYLOAD,
         preload: Sequence[str] = (),
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
         on_event: Callable[[Event], object] | None = None,
         nested: Literal["error"] = "error",
         backend: Backend | None = None,
@@ -157,6 +164,7 @@ class Pool(Forms, concurrent.futures.Executor):
         )
         super().__init__(Home(spec), options)
         self._on_event = on_event
+        self._initializer = initializer_request(initializer, initargs, spec)
         self._backend = default_backend() if backend is None else backend
         if parent() is not None:
             # A runner has the app's modules, and must not boot what they ask for.
@@ -169,7 +177,9 @@ class Pool(Forms, concurrent.futures.Executor):
     def _begin(self) -> None:
         """Be a pool that has not started."""
         home = self._home
-        home.engine = Engine(home.spec, self._sizing, self._backend, self._on_event)
+        home.engine = Engine(
+            home.spec, self._sizing, self._backend, self._on_event, self._initializer
+        )
         self._collected = weakref.finalize(self, _finish_soon, home.engine)
         # At exit, `_end_all` sees to it, in its own order.
         self._collected.atexit = False

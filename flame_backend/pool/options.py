@@ -6,14 +6,16 @@ import math
 import os
 import re
 import secrets
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from flame_backend.backends.base import MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES, PoolSpec
 from flame_backend.errors import ConfigurationError
 from flame_backend.pool.commands import Sizing
+from flame_backend.pool.initializing import run_initializer
+from flame_backend.wire.functions import dump_call
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from flame_backend.backends.base import Backend
 
@@ -131,6 +133,25 @@ def pool_sizing(  # noqa: PLR0913 - one argument for each option
         max_lifetime=max_lifetime,
         max_tasks=max_tasks_per_child,
     )
+
+
+def initializer_request(
+    initializer: Callable[..., object] | None, initargs: tuple[Any, ...], spec: PoolSpec
+) -> list[bytes] | None:
+    """Return the request that each slot serves first; None for none.
+
+    Raises:
+        ConfigurationError: It is no function, or its arguments are no tuple.
+        NotSerializable: It cannot be sent.
+    """
+    if initializer is None:
+        return None
+    if not callable(initializer):
+        raise ConfigurationError("initializer", "a function")
+    if not isinstance(initargs, tuple | list):
+        raise ConfigurationError("initargs", "a tuple")
+    given = initializer, tuple(initargs)
+    return dump_call(run_initializer, given, {}, limit=spec.max_payload)
 
 
 def fresh_instance() -> str:

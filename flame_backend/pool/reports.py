@@ -8,11 +8,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from flame_backend.errors import CallCrashed
+from flame_backend.errors import AppImportError, CallCrashed, LinkError
 from flame_backend.events import BootPhase, GrowEnd, RunnerEnded
-from flame_backend.pool.calls import Lease
+from flame_backend.pool.calls import Call, Lease
+from flame_backend.pool.commands import End
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flame_backend.backends.base import RunnerInfo
     from flame_backend.errors import BootError, RunnerLost
     from flame_backend.events import Event
@@ -22,10 +25,23 @@ if TYPE_CHECKING:
 
 
 class Reports:
-    """The backend's side of a ledger."""
+    """The backend's side of a ledger.
 
-    def __init__(self, ledger: Ledger) -> None:
+    Args:
+        ledger: The pool's books.
+        initializer: The request that a slot serves before all others; None for none.
+        prepare: Has a thread make it, and call `prepared`; quick.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        initializer: list[bytes] | None,
+        prepare: Callable[[Lease], None],
+    ) -> None:
         self._ledger = ledger
+        self._initializer = initializer
+        self._prepare = prepare
 
     def ready(self, info: RunnerInfo) -> None:
         """A runner is ready."""
@@ -53,14 +69,56 @@ class Reports:
             if ledger.ended or ledger.leases.setdefault(key, lease) is not lease:
                 link.close()
                 return
-            now = time.monotonic()
-            commands = ledger.machine.slot_opened(runner, slot, now)
-            if commands is None:
-                del ledger.leases[key]
-                link.close()
+            if self._initializer is not None:
+                lease.call = Call(0, self._initializer)
+                self._prepare(lease)
                 return
-            deferred = self._settled(commands, now)
+            deferred = self._usable(lease)
         ledger.carry_out(deferred)
+
+    def prepared(self, lease: Lease, error: BaseException | None) -> None:
+        """The initializer of a slot has returned, raised, or broken its link."""
+        ledger = self._ledger
+        key = (lease.runner, lease.slot)
+        with ledger.lock:
+            lease.call = None
+            if ledger.leases.get(key) is not lease:
+                # The slot or its runner ended meanwhile, which has been reported.
+                lease.link.close()
+                return
+            if error is None:
+                deferred = self._usable(lease)
+            else:
+                ledger.leases.pop(key).link.close()
+                ledger.backend.kill_slot(*key)
+                deferred = self._unprepared(lease.runner, error)
+        ledger.carry_out(deferred)
+
+    def _usable(self, lease: Lease) -> list[Command]:
+        """Bring an open slot before the machine; holds the lock."""
+        ledger, now = self._ledger, time.monotonic()
+        commands = ledger.machine.slot_opened(lease.runner, lease.slot, now)
+        if commands is None:
+            del ledger.leases[lease.runner, lease.slot]
+            lease.link.close()
+            return []
+        return self._settled(commands, now)
+
+    def _unprepared(self, runner: str, error: BaseException) -> list[Command]:
+        """Give up a runner whose first slot cannot be used; holds the lock.
+
+        One that serves calls keeps doing that; its slot is tried again.
+        """
+        machine = self._ledger.machine
+        found = machine.roster.runners.get(runner)
+        if found is None or found.served or isinstance(error, LinkError):
+            return []
+        reason = f"the initializer raised {type(error).__name__}: {error}"
+        trace = getattr(error.__cause__, "traceback_text", "")
+        failure = AppImportError(runner, "init", reason.partition("\n")[0], trace)
+        now = time.monotonic()
+        commands = machine.boot_failed(runner, failure, now)
+        return self._settled([End(runner, "failed"), *commands], now)
 
     def slot_ended(
         self, runner: str, slot: int, exit_code: int | None, signal: int | None
