@@ -216,9 +216,9 @@ def test_resize_grows_and_shrinks(make: Callable[..., flame.Pool], gate: Path) -
     until(lambda: pool.status().ready == 2)
 
 
-@pytest.mark.parametrize("sizes", [{"min": 5}, {"max": 0}, {"min": -1}])
+@pytest.mark.parametrize("sizes", [{"min": 5}, {"max": 0}, {"min": -1}, {"max": "3"}])
 def test_impossible_size_is_refused(
-    make: Callable[..., flame.Pool], sizes: dict[str, int]
+    make: Callable[..., flame.Pool], sizes: dict[str, Any]
 ) -> None:
     """And changes nothing."""
     pool = make(max=2)
@@ -256,6 +256,14 @@ def test_wait_ready_says_why_not(make: Callable[..., flame.Pool]) -> None:
         make(min=1, max=1, preload=["no_such_module"]).wait_ready(20)
     with pytest.raises(flame.BootTimeout, match="0 of 1 runners"):
         make(max=1).wait_ready(0.001)
+
+
+def test_failed_boot_is_logged(
+    make: Callable[..., flame.Pool], caplog: pytest.LogCaptureFixture
+) -> None:
+    """With min runners there may be no caller who hears of it."""
+    make(min=1, max=1, preload=["no_such_module"])
+    until(lambda: "no_such_module" in caplog.text)
 
 
 def test_breaker_tells_callers_at_once(make: Callable[..., flame.Pool]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import logging
 import os
 import signal
@@ -143,6 +144,24 @@ def test_map_goes_through_options(pool: flame.Pool) -> None:
     assert [1, 2] == list(quick.map(abs, [-1, -2]))
     with pytest.raises(flame.CallTimeout):
         list(quick.map(time.sleep, [60]))
+
+
+def test_view_keeps_its_pool() -> None:
+    """Nobody else holds it, and it is not shut down meanwhile."""
+    view = flame.Pool("view", max=1, backend=flame.InlineBackend()).options(timeout=5)
+    gc.collect()
+    assert 1 == view.call(abs, -1)
+
+
+def test_dropped_pool_ends_its_runners() -> None:
+    """A pool that nobody holds any more is shut down, after its calls."""
+    pool = flame.Pool("dropped", max=1, backend=flame.LocalBackend())
+    pid = pool.call(own_pid)
+    future = pool.submit(time.sleep, 0.3)
+    del pool
+    gc.collect()
+    assert future.result(10) is None
+    until(lambda: gone(pid))
 
 
 # ---------------------------------------------------------------------- cancelling

@@ -193,7 +193,7 @@ class Pool(Forms, concurrent.futures.Executor):
         queue_timeout: float | Literal["pool"] | None = "pool",
         link: bool = True,
         retries: int | Retry | Literal["pool"] = "pool",
-    ) -> Forms:
+    ) -> View:
         """Return the pool with other options for the calls made through it.
 
         Args:
@@ -211,7 +211,7 @@ class Pool(Forms, concurrent.futures.Executor):
             own = replace(own, queue_timeout=seconds)
         if retries != "pool":
             own = replace(own, retry=retry_policy(retries))
-        return Forms(self._home, replace(own, link=link))
+        return View(self, self._home, replace(own, link=link))
 
     def status(self) -> PoolStatus:
         """Return what there is: runners, calls, failures; prints as a table."""
@@ -293,6 +293,15 @@ class Pool(Forms, concurrent.futures.Executor):
         home = self._home
         home.spec = replace(home.spec, instance=fresh_instance())
         self._begin()
+
+
+class View(Forms):
+    """A pool with other options; made by `Pool.options`."""
+
+    def __init__(self, pool: Pool, home: Home, options: CallOptions) -> None:
+        super().__init__(home, options)
+        # A pool that nobody holds is shut down.
+        self._pool = pool
 
 
 def _finish_soon(engine: Engine) -> None:

@@ -211,9 +211,10 @@ class Leases:
         with ledger.lock:
             low = machine.min if smallest is None else smallest
             high = machine.max if largest is None else largest
-            if not 0 <= low <= high or high < 1:
-                msg = f"0 <= min <= max and max >= 1, not {low} and {high}"
-                raise ConfigurationError("min", msg)
+            whole = type(low) is int and type(high) is int
+            if not whole or not 0 <= low <= high or high < 1:
+                rule = f"0 <= min <= max and max >= 1, not {low!r} and {high!r}"
+                raise ConfigurationError("resize", rule)
             now = time.monotonic()
             if not ledger.opened and low and not ledger.refusing:
                 self._open()

@@ -5,6 +5,7 @@ The methods of `Sink`: callable from any thread, none blocks or raises.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ class Reports:
         self._ledger = ledger
         self._initializer = initializer
         self._prepare = prepare
+        self._logger = logging.getLogger(f"flame_backend.pool.{ledger.spec.name}")
 
     def ready(self, info: RunnerInfo) -> None:
         """A runner is ready."""
@@ -136,6 +138,8 @@ class Reports:
     def boot_failed(self, runner: str, error: BootError) -> None:
         """A boot failed."""
         ledger = self._ledger
+        # Nobody may be waiting who would hear of it.
+        self._logger.warning("%s", str(error).partition("\n")[0])
         with ledger.lock:
             if runner in ledger.machine.roster.runners:
                 name = ledger.spec.name
@@ -157,6 +161,7 @@ class Reports:
     def lost(self, runner: str, error: RunnerLost) -> None:
         """A runner is gone; its callers learn why."""
         ledger = self._ledger
+        self._logger.warning("runner %s: %s (%s)", runner, error.reason, error.detail)
         with ledger.lock:
             now = time.monotonic()
             for key in [key for key in ledger.leases if key[0] == runner]:
