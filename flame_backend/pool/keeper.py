@@ -25,6 +25,9 @@ class Keeper:
         name: The thread's name.
         lock: Guards the owner's state; held by callers of `by` and `stop`.
         due: Does what is due and asks for the next moment; called without the lock.
+
+    Attributes:
+        wake_at: Until when it sleeps; asking for a later moment changes nothing.
     """
 
     def __init__(
@@ -33,15 +36,15 @@ class Keeper:
         self._name = name
         self._due = due
         self._alarm = threading.Condition(lock)
-        self._wake_at = math.inf
+        self.wake_at = math.inf
         self._stopped = False
         self._thread: threading.Thread | None = None
 
     def by(self, moment: float) -> None:
         """See that `due` is called at this moment or soon after; holds the lock."""
-        if moment >= self._wake_at or self._stopped:
+        if moment >= self.wake_at or self._stopped:
             return
-        self._wake_at = moment
+        self.wake_at = moment
         if self._thread is None:
             self._thread = threading.Thread(
                 target=self._run, name=self._name, daemon=True
@@ -64,11 +67,11 @@ class Keeper:
     def _run(self) -> None:
         while True:
             with self._alarm:
-                while (left := self._wake_at - time.monotonic()) > 0:
+                while (left := self.wake_at - time.monotonic()) > 0:
                     if self._stopped:
                         return
                     self._alarm.wait(min(left, LONGEST_SECONDS))
                 if self._stopped:
                     return
-                self._wake_at = math.inf
+                self.wake_at = math.inf
             self._due()

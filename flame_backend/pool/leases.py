@@ -89,7 +89,8 @@ class Leases:
         ledger = self._ledger
         now = time.monotonic()
         if not again:
-            self._open()
+            if ledger.refusing or not ledger.opened:
+                self._open()
             call.queued_at = now
         elif pause > 0 and not ledger.ended:
             ledger.delay(call, now + pause)
@@ -117,7 +118,8 @@ class Leases:
                 return
             commands = ledger.machine.finished(lease.runner, lease.slot, now)
             deferred = ledger.settle(commands, now) if commands else commands
-            ledger.keeper.by(now + ledger.rest_seconds)
+            if now + ledger.rest_seconds < ledger.keeper.wake_at:
+                ledger.keeper.by(now + ledger.rest_seconds)
         if deferred:
             ledger.carry_out(deferred)
 

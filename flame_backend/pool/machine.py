@@ -98,11 +98,9 @@ class Machine:
         """
         if self.closed:
             return [Fail(call, PoolClosed("the pool was shut down"))]
-        found = self.roster.room()
-        if found is not None:
-            slot, _ = found.idle.popitem()
-            self.roster.occupy(found, slot, call)
-            assigned: list[Command] = [Assign(call, found.name, slot)]
+        taken = self.roster.take(call)
+        if taken is not None:
+            assigned: list[Command] = [Assign(call, *taken)]
             return assigned + self._grown(now) if self.sizing.buffer else assigned
         refusal = self._refusal(now, again=again)
         if refusal is not None:
@@ -115,6 +113,9 @@ class Machine:
         """A call ended and its slot is free again."""
         found = self.roster.runners.get(runner)
         if found is None or slot not in found.running:
+            return []
+        if self._plain and not self._queue and not found.draining:
+            self.roster.free(found, slot, now)
             return []
         self.roster.vacate(found, slot, now)
         if found.draining:

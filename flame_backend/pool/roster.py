@@ -92,17 +92,21 @@ class Roster:
         """Slots that could take a call at once."""
         return self.alive * self._slots - self.busy - self.opening
 
-    def room(self) -> Runner | None:
-        """Return the runner that gets the next call.
+    # ------------------------------------------------------------------ slots
 
-        Among equals the one that was used last: the others may rest.
+    def take(self, call: int) -> tuple[str, int] | None:
+        """Have the next call run on an idle slot; None when there is none.
+
+        Among equals the runner that was used last gets it: the others may rest.
         """
         for free in self._order:
             if free:
-                return free[next(reversed(free))]
+                name = next(reversed(free))
+                runner = free[name]
+                slot, _ = runner.idle.popitem()
+                self.occupy(runner, slot, call)
+                return name, slot
         return None
-
-    # ------------------------------------------------------------------ slots
 
     def occupy(self, runner: Runner, slot: int, call: int) -> None:
         """Note that a slot, idle no more, runs a call."""
@@ -126,6 +130,15 @@ class Roster:
         self.opening -= 1
         runner.idle[slot] = None
         if not runner.running and runner.name not in self.resting:
+            self.resting[runner.name] = now
+        self._rank(runner)
+
+    def free(self, runner: Runner, slot: int, now: float) -> None:
+        """Note that a slot's call ended, and that it is idle: `vacate` and `settle`."""
+        del runner.running[slot]
+        self.busy -= 1
+        runner.idle[slot] = None
+        if not runner.running:
             self.resting[runner.name] = now
         self._rank(runner)
 
