@@ -73,6 +73,8 @@ class Slot:
         self._result_types = setup["result_types"]
         self._pickles = setup["results"] == "pickle"
         self._limit = setup["max_result"]
+        # What the parent's end of the link takes, segments included.
+        self._total_limit = max(setup["max_payload"], setup["max_result"])
         self._pid = os.getpid()
 
     def serve(self) -> int:
@@ -119,7 +121,12 @@ class Slot:
 
     def _encoded(self, value: object) -> Encoded:
         if not self._pickles:
-            return encode(value, result_types=self._result_types, limit=self._limit)
+            return encode(
+                value,
+                result_types=self._result_types,
+                limit=self._limit,
+                total_limit=self._total_limit,
+            )
         try:
             body = dump_object(value)
         except TypeError as error:

@@ -44,11 +44,12 @@ from flame_backend.runner.parent import Parent
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import kubetls
     from flame_backend.backends.base import PoolSpec, Sink
-    from flame_backend.backends.kubernetes.manifest import Manifest
+    from flame_backend.backends.kubernetes.manifest import Hardening, Manifest
+    from flame_backend.backends.kubernetes.pod_template import Inherit
     from flame_backend.wire.link import Link
 
 USER_AGENT: Final = "flame-backend/0.1.0"
@@ -71,6 +72,13 @@ class KubernetesBackend:
         session: A session to use; None opens one in-cluster.
         service_account: Account of the runners; None for this pod's own. Its API
             token is not mounted either way.
+        inherit: "app" for a copy of the app: environment, volumes, resources,
+            security context, placement; "image" for its image and account only.
+        hardening: "inherit" keeps the app's security settings and adds defaults where
+            it has none; "restricted" makes runners fit the profile of that name.
+        sidecars: Containers of this pod that come along and end with the runner.
+        python: The runners' interpreter; None for this process' own, which is right
+            for the same image.
         max_pods: Most runner pods of all pools and processes of this pod together;
             boots beyond it wait for room.
         port: Port to listen on for runners; 0 for a free one. A range is for several
@@ -94,6 +102,10 @@ class KubernetesBackend:
         container: str | None = None,
         session: kubetls.Session | None = None,
         service_account: str | None = None,
+        inherit: Inherit = "app",
+        hardening: Hardening = "inherit",
+        sidecars: Sequence[str] = (),
+        python: str | None = None,
         max_pods: int | None = None,
         port: int | range = 0,
         keep_failed: float = 0.0,
@@ -108,6 +120,10 @@ class KubernetesBackend:
             container=container,
             service_account=service_account,
             owner_reference=owner_reference,
+            inherit=inherit,
+            hardening=hardening,
+            sidecars=tuple(sidecars),
+            python=python,
         )
         self._given_session = session
         if max_pods is not None and (type(max_pods) is not int or max_pods < 1):
