@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from urllib3.util.connection import is_connection_dropped
 
 import kubetls
 from kubetls import testing
@@ -210,7 +211,6 @@ def test_a_rotated_authority_is_followed(
     """A path that is refused may end at a CA that was just published."""
     session.get(PODS)
     fake.rotate_certificate(authority=True)
-    fake.cut()
     fake.stop()  # the connections there are were verified by the old CA
     fake.start()
     session.post(PODS, {"metadata": {"name": "new"}})
@@ -598,6 +598,21 @@ def test_a_stop_that_comes_late_hits_no_other_request(
         thread.start()
         session.post(PODS, {"metadata": {"generateName": "x"}})
         thread.join()
+
+
+def test_a_lease_that_is_over_does_nothing(
+    fake: testing.Server, session: kubetls.Session
+) -> None:
+    """The law behind the test above, without luck."""
+    session.get(PODS)
+    pool = session._exchange._live_pool()
+    connection = pool._get_conn()
+    old, new = connection.lease(), connection.lease()
+    old.interrupt()
+    assert not is_connection_dropped(connection)
+    new.interrupt()
+    assert is_connection_dropped(connection)
+    connection.close()
 
 
 def test_next_gives_up_in_time_and_goes_on(

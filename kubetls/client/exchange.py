@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("kubetls")
 
+RENEWALS: Final = 3
+"""Changes of the credentials that one request follows; each needs other bytes."""
+
 WARNINGS: Final = 256
 """Texts of API warnings remembered, so that each is logged once."""
 
@@ -161,15 +164,15 @@ class Exchange:
             waiter or _PATIENT,
         )
         policy = retries or self.retries
-        attempt, waited, renewed = 0, 0.0, False
+        attempt, waited, renewals = 0, 0.0, 0
         while True:
             attempt += 1
             generation = self.keeper.current()
             outcome = self._once(request, generation)
             if isinstance(outcome, Response):
                 return outcome
-            if not renewed and self._renews(outcome, generation):
-                renewed = True
+            if renewals < RENEWALS and self._renews(outcome, generation):
+                renewals += 1
                 continue
             wait = wait_before_retry(
                 policy,

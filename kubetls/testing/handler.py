@@ -53,6 +53,7 @@ class Owner(Protocol):
     resources: Resources
     faults: Faults
     store: Store
+    connections: set[Handler]
     streams: set[Handler]
     changed: threading.Condition
 
@@ -76,6 +77,16 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     owner: Owner
     _ended = False
+
+    def setup(self) -> None:
+        """Be known, so that the server can cut the connection."""
+        super().setup()
+        self.owner.connections.add(self)
+
+    def finish(self) -> None:
+        """Be forgotten."""
+        self.owner.connections.discard(self)
+        super().finish()
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - theirs
         """Print nothing."""

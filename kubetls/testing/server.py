@@ -72,6 +72,7 @@ class Server:
         self.store = Store()
         self.resources = Resources()
         self.faults = Faults()
+        self.connections: set[Handler] = set()
         self.streams: set[Handler] = set()
         self.changed = threading.Condition()
         self._authorities = [Authority()]
@@ -193,9 +194,7 @@ class Server:
 
     def cut(self) -> None:
         """Cut all open watches, as a network fault does."""
-        for stream in list(self.streams):
-            with suppress(OSError):
-                stream.cut()
+        _cut(self.streams)
 
     def end_watches(self) -> None:
         """End all open watches properly, as the API server does after their window."""
@@ -217,7 +216,7 @@ class Server:
         """Go away: connections are cut, new ones refused. `start()` comes back."""
         self._listener.shutdown()
         self._listener.server_close()
-        self.cut()
+        _cut(self.connections)
 
     def start(self) -> None:
         """Come back after `stop()`, on the same port, with the same objects."""
@@ -359,6 +358,12 @@ def server(objects: Iterable[Mapping[str, Any]] = ()) -> Server:
         The server, listening; `stop()` or the end of a `with` block ends it.
     """
     return Server(objects)
+
+
+def _cut(connections: set[Handler]) -> None:
+    for connection in list(connections):
+        with suppress(OSError):
+            connection.cut()
 
 
 def _token(seconds: float) -> str:
