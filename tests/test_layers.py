@@ -72,6 +72,7 @@ TABLE = {
     "kubetls.credentials.incluster": "edges",
     "kubetls.credentials.keeper": "edges",
     "kubetls.credentials.kubeconfig": "edges",
+    "kubetls.credentials.kubeconfig_files": "edges",
     "kubetls.credentials.kubeconfig_source": "edges",
     "kubetls.credentials.pem": "values",
     "kubetls.credentials.program": "edges",

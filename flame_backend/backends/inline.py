@@ -49,6 +49,7 @@ class InlineBackend:
         self._setup = {
             "results": spec.results,
             "result_types": spec.result_types,
+            "max_payload": spec.max_payload,
             "max_result": spec.max_result,
         }
 

@@ -32,7 +32,8 @@ from kubetls.credentials.incluster import (
     mounted_namespace,
     mounted_token,
 )
-from kubetls.credentials.kubeconfig import chosen_context, home_file, listed_files
+from kubetls.credentials.kubeconfig import chosen_context
+from kubetls.credentials.kubeconfig_files import home_file, listed_files
 from kubetls.credentials.volume import DEFAULT_VOLUME, VolumeContent, read_volume
 from kubetls.errors import ConfigError, CredentialError, KubeTLSError
 

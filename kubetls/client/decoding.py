@@ -7,7 +7,6 @@ what its bytes cost. What does not decode is an error, never an empty list.
 from __future__ import annotations
 
 import operator
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -21,14 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-DEPTH: Final = 256
-"""Nesting taken on small thread stacks; objects of the API have less than 40."""
-
 _WANTED: Final = ("name", "namespace", "uid", "resourceVersion")
-_STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_NO_BRACKETS: Final = re.compile(rb"[^\[\]{}]+")
-
-INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
 
 
 class NotDecoded(ValueError):
@@ -138,18 +130,8 @@ class Decoding(Generic[T]):
         return Parsed(raw.type, item, self.version(item))
 
 
-def decoded_json(body: bytes) -> Any:
-    """Decode any JSON.
-
-    Raises:
-        NotDecoded: It is none, or nested too deeply.
-    """
-    return _decoded(_ANY.decode, body)
-
-
 _EVENTS: Final = msgspec.json.Decoder(_RawEvent)
 _DICTS: Final = msgspec.json.Decoder(dict[str, Any])
-_ANY: Final = msgspec.json.Decoder()
 _OURS: Final = frozenset({"BOOKMARK", "ERROR"})
 
 
@@ -160,19 +142,6 @@ def _decoded(decode: Callable[[Any], Any], body: bytes | msgspec.Raw) -> Any:
         raise NotDecoded("nested too deeply") from None
     except ValueError as error:
         raise NotDecoded(escaped(str(error), 200)) from None
-
-
-def too_deep(body: bytes) -> bool:
-    """Tell whether JSON is nested deeper than small thread stacks bear.
-
-    Decoders recurse in C; on a stack of 128 KiB they crash before Python's own limit.
-    """
-    depth = 0
-    for bracket in _NO_BRACKETS.sub(b"", _STRINGS.sub(b"", body)):
-        depth += 1 if bracket in b"[{" else -1
-        if depth > DEPTH:
-            return True
-    return False
 
 
 def _field_of_dict(name: str) -> Callable[[Any], str]:

@@ -123,7 +123,7 @@ class Exchange:
         self.keeper = CredentialKeeper(config.source)
         self.closed = False
         self._pool_size = pool_size
-        self._user_agent = user_agent_text(user_agent)
+        self._user_agent = user_agent_text(user_agent, os.uname().machine)
         self._strict_x509 = strict_x509
         self._lock = threading.Lock()
         # The generation a thread's request was begun with: what is sent, and judged.

@@ -7,7 +7,6 @@ another path, and a header of the caller must not replace one of the session's.
 from __future__ import annotations
 
 import json
-import platform
 import re
 import sys
 from collections.abc import Mapping
@@ -101,9 +100,9 @@ def encoded_body(body: Any) -> bytes | None:
     return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
 
 
-def user_agent_text(caller: str | None) -> str:
+def user_agent_text(caller: str | None, machine: str) -> str:
     """Return the user agent: the caller's name and version, then ours."""
-    system = f"{sys.platform}/{platform.machine()}"
+    system = f"{sys.platform}/{machine}"
     python = ".".join(map(str, sys.version_info[:2]))
     ours = f"kubetls/{VERSION} ({system}) python/{python}"
     if caller is None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import json
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import urllib3.exceptions
 
-from kubetls.client.decoding import NotDecoded, decoded_json
 from kubetls.errors import (
     ConnectionFailed,
     ConnectTimeout,
@@ -74,9 +74,9 @@ class Response:
             ProtocolError: The body is no JSON.
         """
         try:
-            return decoded_json(self.data)
-        except NotDecoded as error:
-            reason = f"the body of a {self.status} response is no JSON: {error}"
+            return json.loads(self.data)
+        except (ValueError, RecursionError) as error:
+            reason = f"the body of a {self.status} response is no JSON ({_why(error)})"
         raise ProtocolError(self.server, reason, True)
 
     def stream(self) -> Iterator[bytes]:
@@ -145,6 +145,11 @@ _BROKEN: Final = (
     urllib3.exceptions.SSLError,
     OSError,
 )
+
+
+def _why(error: Exception) -> str:
+    """Return what is wrong with JSON, never a part of it."""
+    return error.msg if isinstance(error, json.JSONDecodeError) else "too deep"
 
 
 def _breaks_http(cause: object) -> bool:

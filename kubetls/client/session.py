@@ -12,16 +12,12 @@ import random
 import time
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
-from kubetls.client.decoding import Decoding
 from kubetls.client.discovery import Discovery
 from kubetls.client.exchange import Exchange, Timeout, Waiter, logger
-from kubetls.client.list_watch import ListWatch
-from kubetls.client.listing import Collection, Listing
 from kubetls.client.logs import log_lines
 from kubetls.client.retry import Retries
 from kubetls.client.verbs import Verbs
 from kubetls.client.waiting import wait_for
-from kubetls.client.watch import Watch
 from kubetls.credentials.choose import choose
 from kubetls.errors import ConfigError, Conflict
 
@@ -29,8 +25,11 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterator, Mapping
 
+    from kubetls.client.list_watch import ListWatch
+    from kubetls.client.listing import Collection, Listing
     from kubetls.client.outgoing import Query
     from kubetls.client.response import Response
+    from kubetls.client.watch import Watch
     from kubetls.credentials.config import Config
 
 T = TypeVar("T")
@@ -244,7 +243,9 @@ class Session(Verbs):
             decoder makes; `.resource_version` is that of the list once the first
             page has arrived.
         """
-        collection = Collection(path, labels, fields, Decoding(decoder))
+        from kubetls.client.listing import Listing
+
+        collection = _collection(path, labels, fields, decoder)
         return Listing(self._body, collection, limit)
 
     def watch(
@@ -256,7 +257,9 @@ class Session(Verbs):
         decoder: type[Any] | None = None,
     ) -> Watch:
         """Follow a collection from a resource version on; see `Watch`."""
-        collection = Collection(path, labels, fields, Decoding(decoder))
+        from kubetls.client.watch import Watch
+
+        collection = _collection(path, labels, fields, decoder)
         return Watch(self._stream, collection, resource_version)
 
     def list_watch(
@@ -267,7 +270,9 @@ class Session(Verbs):
         decoder: type[Any] | None = None,
     ) -> ListWatch:
         """List a collection and follow it across expiry, cuts and restarts."""
-        collection = Collection(path, labels, fields, Decoding(decoder))
+        from kubetls.client.list_watch import ListWatch
+
+        collection = _collection(path, labels, fields, decoder)
         return ListWatch(self._body, self._stream, collection)
 
     def logs(
@@ -409,3 +414,13 @@ def session(
         strict_x509=strict_x509,
     )
     return Session(exchange, namespace or chosen.namespace)
+
+
+def _collection(
+    path: str, labels: str | None, fields: str | None, decoder: type[Any] | None
+) -> Collection[Any]:
+    # msgspec is loaded with the first list: not everybody's program makes one.
+    from kubetls.client.decoding import Decoding
+    from kubetls.client.listing import Collection
+
+    return Collection(path, labels, fields, Decoding(decoder))

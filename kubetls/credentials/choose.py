@@ -10,8 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from kubetls.credentials.endpoint import HOST_VARIABLE
-from kubetls.credentials.incluster import in_cluster
-from kubetls.credentials.kubeconfig import config_from_files, home_file, listed_files
+from kubetls.credentials.kubeconfig_files import home_file, listed_files
 from kubetls.errors import NotInCluster
 
 if TYPE_CHECKING:
@@ -28,7 +27,14 @@ def choose(environ: Mapping[str, str]) -> Config:
         ConfigError, CredentialError: The one that applies is malformed.
     """
     files = chosen_files(environ)
-    return config_from_files(files) if files else in_cluster(environ=environ)
+    # A program needs one of the two, and pays for that one.
+    if files:
+        from kubetls.credentials.kubeconfig import config_from_files
+
+        return config_from_files(files)
+    from kubetls.credentials.incluster import in_cluster
+
+    return in_cluster(environ=environ)
 
 
 def chosen_files(environ: Mapping[str, str]) -> tuple[str, ...]:

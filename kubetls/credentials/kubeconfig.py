@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 from kubetls.credentials.config import Config
 from kubetls.credentials.endpoint import Endpoint, endpoint_from_url, is_namespace
 from kubetls.credentials.hidden import leaves_no_frame
+from kubetls.credentials.kubeconfig_files import home_file, listed_files
 from kubetls.credentials.kubeconfig_source import (
     KubeconfigSource,
     checked_cluster,
@@ -28,12 +29,10 @@ from kubetls.errors import (
 from kubetls.identity.names import escaped, reference_identifier
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from kubetls.credentials.document import Entry
     from kubetls.credentials.exec_plugin import ExecPolicy
-
-LIST_VARIABLE: Final = "KUBECONFIG"
 
 
 def kubeconfig(
@@ -85,21 +84,6 @@ def kubeconfig(
     return config_from_files(
         named, context, trust=trust, inline_only=files != "allow", policy=exec
     )
-
-
-def listed_files(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the files that $KUBECONFIG lists, () when it is unset or empty."""
-    listed = environ.get(LIST_VARIABLE, "")
-    found = tuple(path for path in listed.split(os.pathsep) if path)
-    if listed and not found:
-        raise KubeconfigError(f"${LIST_VARIABLE}", "names no file")
-    return found
-
-
-def home_file(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Return ~/.kube/config, () without $HOME, which is all that kubectl looks at."""
-    home = environ.get("HOME")
-    return (f"{home}/.kube/config",) if home else ()
 
 
 def config_from_files(

@@ -44,7 +44,7 @@ def test_two_runner_pods_run_calls_and_are_gone(space: Space) -> None:
 with flame.Pool('pair', max=2) as pool:
     found = list(pool.map(where, range(20)))
     print([n for n, _ in found] == list(range(20)), len({h for _, h in found}))
-    print(pool.status()['ready'])
+    print(pool.status().ready)
 print('closed')
 """)
     )
@@ -189,7 +189,7 @@ from flame_backend.wire.frames import pack_frame, Kind
 backend = flame.KubernetesBackend()
 with flame.Pool('guarded', max=1, backend=backend) as pool:
     print(pool.call(where, 7)[0])
-    runner = pool.status()['runners'][0]
+    runner = pool.status().runners[0].name
     listener = backend._listener
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=listener.certificate)
