@@ -404,6 +404,27 @@ def test_failed_pod_is_kept_and_not_taken_for_a_stray(
         world.clock.close()
 
 
+def test_phases_of_a_boot_add_up(world: World) -> None:
+    """Create, pull, start, each with its seconds, up to the app's own."""
+    world.boot()
+    world.until(lambda: "p-1" in world.table.expected)
+    runner = world.life.find("p-1")
+    assert runner is not None
+    time.sleep(0.02)
+    world.changed(waits("ErrImagePull"))
+    world.changed(waits("ImagePullBackOff"))
+    time.sleep(0.02)
+    world.changed({"running": {}}, phase="Running")
+    time.sleep(0.02)
+    world.life.admitted("p-1")
+    time.sleep(0.02)
+    now = time.monotonic()
+    found = runner.durations(now)
+    assert ["create", "pull", "connect"] == [phase for phase, _ in found]
+    assert min(seconds for _, seconds in found) >= 0.02
+    assert sum(seconds for _, seconds in found) <= now - runner.started - 0.02
+
+
 def test_storm_of_boots_is_posted_at_a_pace(world: World) -> None:
     """Forty at once: thirty go, ten follow."""
     began = time.monotonic()

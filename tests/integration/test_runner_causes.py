@@ -98,6 +98,24 @@ attempt('command', 120, manifest=change(workingDir='/dev/null/nowhere'))
         assert found[case]["took"] < 25, (case, found[case])
 
 
+def test_failed_init_container_is_named(space: Space) -> None:
+    """Which one, its exit code, and its own words where it left some."""
+    found = run(
+        space,
+        """
+image = os.environ['IMAGE']
+failing = "open('/dev/termination-log', 'w').write('no schema'); raise SystemExit(3)"
+setup = {'name': 'setup', 'image': image, 'command': ['python', '-c', failing]}
+attempt('init', 60, manifest={'spec': {'initContainers': [setup]}})
+""",
+        env={"IMAGE": space.cluster.image or ""},
+    )
+    facts = found["init"]
+    assert ("BootError", "init") == (facts["kind"], facts["phase"]), facts
+    assert "init container setup ended with exit code 3" in facts["reason"]
+    assert "no schema" in facts["reason"]
+
+
 def test_unschedulable_waits_and_tells_the_schedulers_words(space: Space) -> None:
     """The whole boot_timeout, as a node may come; each try says why."""
     found = run(
@@ -132,7 +150,10 @@ def test_caller_waits_for_room_in_the_quota(space: Space) -> None:
 
 
 def test_refused_pods_are_told_at_once(space: Space) -> None:
-    """LimitRange and PodSecurity: BootDenied with the API server's own words."""
+    """LimitRange and PodSecurity: BootDenied with the API server's own words.
+
+    And what makes the pods fit the profile is an option.
+    """
     space.start(
         HEAD
         + """
@@ -142,6 +163,7 @@ attempt('limits', 60, resources={'limits': {'memory': '4Gi'}})
 say('limits done')
 time.sleep(6)
 attempt('security', 60)
+attempt('hardened', 60, hardening='restricted')
 """,
     )
     await_told(space, "before")
@@ -167,6 +189,7 @@ attempt('security', 60)
     assert "BootDenied" == facts["kind"], facts
     assert "PodSecurity: " in facts["reason"]
     assert "runAsNonRoot" in facts["reason"]
+    assert "result" == await_told(space, "hardened")["kind"]
     finish(space)
 
 

@@ -110,7 +110,7 @@ with Pool('same', max=1, backend=KubernetesBackend(port=range(7400, 7420))) as p
     subprocess.run(command, env={**os.environ, 'SIBLING': '1'}, check=True)
     tell('running', lambda: not long.done())
     tell('long', long.result)
-    tell('same', lambda: pool.status()['backend']['address'].rpartition(':')[2])
+    tell('same', lambda: pool.status().backend['address'].rpartition(':')[2])
 """,
     )
     assert 3 == found["sibling"]["value"]
@@ -172,7 +172,7 @@ for name in ('POD_NAME', 'POD_NAMESPACE', 'POD_UID', 'POD_IP'):
     os.environ.pop(name)
 with Pool('own', max=1) as pool:
     tell('call', pool.call, abs, -1)
-    tell('parent', lambda: pool.status()['backend']['parent'])
+    tell('parent', lambda: pool.status().backend['parent'])
 """,
         **spec,
     )

@@ -242,3 +242,76 @@ def test_parent_pod_needs_no_more_than_its_role(space: Space) -> None:
     space.apply(manifest)
     assert "Succeeded" == space.await_phase("least", ("Succeeded", "Failed"), 60)
     assert "result 1\n" == space.kubectl("logs", "least")
+
+
+def test_rogue_pod_is_not_admitted_and_stops_nobody(space: Space) -> None:
+    """Same account, same labels, the audience it read, and a flood: no use.
+
+    It presents the token of its own pod under the name of a runner that is booting.
+    """
+    space.start(
+        program("""
+def slow():
+    time.sleep(20)
+
+print('start', flush=True)
+with flame.Pool('rogue', max=2) as pool:
+    held = pool.submit(slow)
+    time.sleep(6)
+    print('sum', sum(n for n, _ in pool.map(where, range(20))), flush=True)
+    held.result()
+    print(pool.status().ready, flush=True)
+"""),
+    )
+    deadline = time.monotonic() + 60
+    while not (runners := space.runners()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    (runner,) = runners
+    spec = runner["spec"]
+    (token,) = (v for v in spec["volumes"] if v["name"] == "flame-token")
+    source = """
+import json, os, socket, ssl, time
+from flame_backend.wire.frames import pack_frame, Kind
+
+facts = json.loads(os.environ['STOLEN'])
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.load_verify_locations(cadata=facts['certificate'])
+context.set_alpn_protocols(['flame/1'])
+address = facts['addresses'][0]
+token = open('/stolen/token').read()
+hello = {'v': 1, 'runner': facts['runner'], 'python': 'p', 'pid': 1, 'token': token}
+first = pack_frame(Kind.HELLO, json.dumps(hello).encode())
+flood, heard, end = [], 0, time.monotonic() + 15
+while time.monotonic() < end:
+    try:
+        flood.append(socket.create_connection((address, facts['port']), 5))
+        if len(flood) > 300:
+            flood.pop(0).close()
+        if len(flood) % 20 == 0:
+            with socket.create_connection((address, facts['port']), 5) as raw:
+                with context.wrap_socket(raw, server_hostname=address) as tls:
+                    tls.sendall(first)
+                    heard += len(tls.recv(100))
+    except OSError:
+        pass
+print('heard', heard)
+"""
+    container = spec["containers"][0]
+    stolen = next(e["value"] for e in container["env"] if e["name"] == "FLAME_PARENT")
+    thief = pod(
+        "thief",
+        space.cluster.image or "",
+        ["python", "-P", "-c", source],
+        env={"STOLEN": stolen},
+        volumes=[{**token, "name": "stolen"}],
+    )
+    mount = {"name": "stolen", "mountPath": "/stolen"}
+    thief["spec"]["containers"][0]["volumeMounts"] = [mount]
+    thief["metadata"]["labels"] = {"flame-backend/pool": "rogue"}
+    space.apply(thief)
+    assert "Succeeded" == space.await_phase("app", ("Succeeded", "Failed"), 120)
+    text = space.kubectl("logs", "app")
+    assert ["start", "sum 190", "2"] == text.splitlines()
+    space.await_phase("thief", ("Succeeded", "Failed"), 60)
+    assert "heard 0\n" == space.kubectl("logs", "thief")

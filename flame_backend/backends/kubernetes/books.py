@@ -29,6 +29,7 @@ class Runner:
         removed: The pod is gone, and `pod` its last state.
         events: Its pod's events, as far as they may be read.
         state: What its boot waits for.
+        phases: What it waited for so far, with the moments at which that began.
         ready: It was reported to the pool.
         gone: What was seen when its control link ended; None while it stands.
         look_at: When its boot is judged next.
@@ -37,7 +38,7 @@ class Runner:
 
     __slots__ = (
         "clock", "events", "gone", "look_at", "manifest", "name", "nonce", "over",
-        "pod", "posts", "ready", "removed", "sent", "started", "state", "uid",
+        "phases", "pod", "posts", "ready", "removed", "sent", "started", "state", "uid",
     )  # fmt: skip
 
     def __init__(self, name: str, nonce: str, clock: BootClock, now: float) -> None:
@@ -53,6 +54,7 @@ class Runner:
         self.removed = False
         self.events: list[dict[str, Any]] = []
         self.state: Waiting | None = None
+        self.phases: list[tuple[str, float]] = [("create", now)]
         self.ready = False
         self.gone: str | None = None
         self.look_at = math.inf
@@ -62,6 +64,22 @@ class Runner:
     def node(self) -> str:
         """Name of its node, "" while there is none."""
         return str(((self.pod or {}).get("spec") or {}).get("nodeName") or "")
+
+    def observe(self, state: Waiting, now: float) -> None:
+        """Its boot waits for this now."""
+        self.state = state
+        self.clock.observe(state, now)
+        if state.cause.phase != self.phases[-1][0]:
+            self.phases.append((state.cause.phase, now))
+
+    def durations(self, now: float) -> tuple[tuple[str, float], ...]:
+        """Return the phases before its app was loaded, in order, with their seconds."""
+        ends = [began for _, began in self.phases[1:]] + [now]
+        return tuple(
+            (phase, end - began)
+            for (phase, began), end in zip(self.phases, ends, strict=True)
+            if phase != "import"
+        )
 
     def end(self) -> Cause | None:
         """Return why it ended, as far as its pod says."""

@@ -228,8 +228,7 @@ class Lifecycle:
                 # Its pod's status comes after what it says itself.
                 return
             changed = runner.state is None or runner.state.cause != state.cause
-            runner.state = state
-            runner.clock.observe(state, time.monotonic())
+            runner.observe(state, time.monotonic())
         if changed:
             self._sink.phase(runner.name, state.cause.phase, state.cause.words)
         self._mind(runner)
