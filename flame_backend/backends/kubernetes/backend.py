@@ -70,10 +70,6 @@ class KubernetesBackend:
         resources: Replaces the container's resources.
         container: The container to copy, when this pod has several.
         session: A session to use; None opens one in-cluster.
-        inherit: "app" for a copy of the app, "image" for its image and account only.
-        hardening: "restricted" makes the pods fit the profile of that name.
-        sidecars: Containers of this pod that come along with each runner.
-        python: The runner image's interpreter; None for the one that runs this.
         service_account: Account of the runners; None for this pod's own. Its API
             token is not mounted either way.
         inherit: "app" for a copy of the app: environment, volumes, resources,
@@ -105,10 +101,6 @@ class KubernetesBackend:
         resources: Mapping[str, Any] | None = None,
         container: str | None = None,
         session: kubetls.Session | None = None,
-        inherit: Inherit = "app",
-        hardening: Hardening = "inherit",
-        sidecars: Sequence[str] = (),
-        python: str | None = None,
         service_account: str | None = None,
         inherit: Inherit = "app",
         hardening: Hardening = "inherit",
