@@ -84,5 +84,8 @@ class Breaker:
     def succeeded(self) -> None:
         """Note that a slot opened."""
         self.failures = 0
+        # What fails next is counted, however early it began: only a counted failure
+        # has a moment at which it is tried again.
+        self._failed_at = -math.inf
         self.last = None
         self.open = False

@@ -475,3 +475,19 @@ PoolMachine.TestCase.settings = settings(
     max_examples=4 * settings.default.max_examples,
 )
 TestPoolMachine = PoolMachine.TestCase
+
+
+def test_boot_that_fails_after_another_succeeded_is_tried_again() -> None:
+    """Found by the machine above: it began before a failure that was forgotten."""
+    suffixes = itertools.count()
+    sizing = Sizing(min=3, max=3, idle_after=None)
+    machine = Machine("p", sizing, lambda: str(next(suffixes)), lambda: 0.0)
+    assert [Boot("p-0"), Boot("p-1"), Boot("p-2")] == machine.start(0.0)
+    machine.boot_failed("p-0", BootTimeout("p-0", "pull", "no"), 1.0)
+    machine.ready("p-1")
+    assert [Boot("p-3")] == machine.slot_opened("p-1", 0, 1.5)
+    machine.ready("p-3")
+    assert [] == machine.slot_opened("p-3", 0, 1.6)
+    assert [] == machine.boot_failed("p-2", BootTimeout("p-2", "pull", "no"), 2.0)
+    assert 3.0 == machine.next_tick()
+    assert [Boot("p-4")] == machine.tick(3.0)
