@@ -17,7 +17,7 @@ from kubetls.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from urllib3 import BaseHTTPResponse
 
@@ -57,7 +57,8 @@ class Response:
             self._require_framing()
             parts: list[bytes] = []
             size = 0
-            for part in self.stream():
+            # Large reads: layers above TLS cost as much as TLS when it is read in bits.
+            for part in self._parts(lambda: self._raw.read(BODY_BYTES + 1)):
                 size += len(part)
                 if size > BODY_BYTES:
                     self.close()
@@ -81,9 +82,12 @@ class Response:
 
     def stream(self) -> Iterator[bytes]:
         """Yield the body as it arrives; ends only at its proper end."""
+        return self._parts(lambda: self._raw.read1(CHUNK_BYTES))
+
+    def _parts(self, read: Callable[[], bytes]) -> Iterator[bytes]:
         failure: KubeTLSError | None = None
         try:
-            while part := self._raw.read1(CHUNK_BYTES):
+            while part := read():
                 yield part
         except Exception as error:  # noqa: BLE001 - translated below, outside this block
             failure = translated(error, self.server, sent=True)
