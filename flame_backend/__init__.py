@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from flame_backend.pool.retrying import Retry
     from flame_backend.pool.status import PoolStatus, RunnerStatus
     from flame_backend.runner.parent import Parent, parent
+    from flame_backend.runner.progress import progress
 
 _HOMES: Final = {
     "flame_backend.backends.kubernetes.backend": ("KubernetesBackend",),
@@ -68,6 +69,7 @@ _HOMES: Final = {
     "flame_backend.pool.retrying": ("Retry",),
     "flame_backend.pool.status": ("PoolStatus", "RunnerStatus"),
     "flame_backend.runner.parent": ("Parent", "parent"),
+    "flame_backend.runner.progress": ("progress",),
 }
 _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -116,6 +118,7 @@ __all__ = [
     "Unschedulable",
     "VersionSkew",
     "parent",
+    "progress",
 ]
 
 

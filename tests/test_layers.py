@@ -174,6 +174,7 @@ TABLE = {
     "flame_backend.runner.dial": "edges",
     "flame_backend.runner.parent": "edges",
     "flame_backend.runner.processes": "edges",
+    "flame_backend.runner.progress": "edges",
     "flame_backend.runner.slot": "edges",
     "flame_backend.runner.zygote": "edges",
     "flame_backend.wire.complaints": "rules",

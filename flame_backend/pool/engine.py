@@ -150,7 +150,7 @@ class Engine:
                 return None
             raise refusal from None
         try:
-            done = outcome(receive(lease.link, call), self._spec)
+            done = outcome(receive(lease.link, call, self._spec), self._spec)
         except LinkError as error:
             raise self._leases.broken(call, error) from None
         self._leases.checkin(call)
@@ -209,7 +209,7 @@ class Engine:
         assert call is not None  # the initializer
         try:
             job.link.send_parts(Kind.CALL, call.id, call.request)
-            _, failure = outcome(receive(job.link, call), self._spec)
+            _, failure = outcome(receive(job.link, call, self._spec), self._spec)
         except LinkError as error:
             failure = error
         self._reports.prepared(job, failure)

@@ -32,7 +32,7 @@ REFUSED: Final = "refused"
 """Key of an ERROR body that is a refusal of the result (runner/slot.py has it too)."""
 
 
-def receive(link: Link, call: Call) -> Frame:
+def receive(link: Link, call: Call, spec: PoolSpec) -> Frame:
     """Read the reply to a request that was sent in full.
 
     What the call reports on the way goes to its future's callbacks.
@@ -42,7 +42,7 @@ def receive(link: Link, call: Call) -> Frame:
     """
     frame = link.receive()
     while frame.kind is Kind.PROGRESS and frame.call_id == call.id:
-        _pass_on(frame, call)
+        _pass_on(frame, call, spec)
         frame = link.receive()
     if frame.call_id != call.id or frame.kind not in _REPLIES:
         msg = f"{frame.kind.name} of call {frame.call_id}"
@@ -53,8 +53,8 @@ def receive(link: Link, call: Call) -> Frame:
 _REPLIES: Final = frozenset((Kind.RESULT, Kind.ERROR))
 
 
-def _pass_on(frame: Frame, call: Call) -> None:
-    match decode(frame.body, frame.segments):
+def _pass_on(frame: Frame, call: Call, spec: PoolSpec) -> None:
+    match decode(frame.body, frame.segments, result_types=spec.result_types):
         case [value, None | str() as message]:
             if call.future is not None:
                 text = None if message is None else clean(message, 1024)

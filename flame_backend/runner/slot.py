@@ -12,9 +12,11 @@ import os
 import socket
 import sys
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.errors import LinkError, PayloadTooLarge, ResultNotSerializable
+from flame_backend.runner.progress import current
 from flame_backend.wire.exceptions import encode_exception
 from flame_backend.wire.frames import Kind, Limits
 from flame_backend.wire.functions import dump_object, load_call, load_object
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 EXIT_OK: Final = 0
 EXIT_LINK: Final = 74
+
+PROGRESS_BYTES: Final = 64 * 1024
+"""A report is a number or a line, not a result."""
 
 REFUSED: Final = "refused"
 """Key of an ERROR body that is this package's own refusal of a result."""
@@ -85,7 +90,9 @@ class Slot:
                 kind, call_id, body = link.receive_call()
                 if kind is not Kind.CALL:
                     return EXIT_LINK
+                current.begin(partial(self._report, call_id))
                 answer, encoded = self._answer(body)
+                current.end()
                 if os.getpid() != self._pid:
                     # User code forked and came back in both; the link is the other's.
                     os._exit(EXIT_OK)
@@ -93,6 +100,16 @@ class Slot:
                 _flush_output()
         except LinkError:
             return EXIT_OK
+        finally:
+            link.close()
+
+    def _report(self, call_id: int, value: Any, message: str | None) -> None:
+        """Send how far a call has come."""
+        encoded = encode(
+            [value, message], result_types=self._result_types, limit=PROGRESS_BYTES
+        )
+        with suppress(LinkError):  # the reply will find out as well
+            self._link.send(Kind.PROGRESS, call_id, encoded.body, encoded.segments)
 
     def _answer(self, body: Any) -> tuple[Kind, Encoded]:
         """Run one call and encode its outcome."""
