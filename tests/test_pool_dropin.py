@@ -251,18 +251,18 @@ def program(folder: Path, kind: str, text: str) -> Path:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_program_does_the_same_on_both(tmp_path: Path, name: str) -> None:
-    """Output and exit code."""
+    """Output and exit code, and no warning on standard error."""
     outcomes = {}
     for kind in CONSTRUCTORS:
         script = program(tmp_path, kind, PROGRAMS[name])
         done = subprocess.run(
-            [sys.executable, script],
+            [sys.executable, "-W", "error", script],
             check=False,
             capture_output=True,
             text=True,
             timeout=60,
         )
-        assert not done.returncode, f"{kind}: {done.stderr}"
+        assert not done.stderr, f"{kind}: {done.stderr}"
         outcomes[kind] = Outcome(done.returncode, done.stdout)
     assert outcomes["flame"].output
     assert outcomes["standard"] == outcomes["flame"]

@@ -86,6 +86,10 @@ class Agent:
             self._serve()
         finally:
             self._end_all()
+            signal.set_wakeup_fd(-1)
+            for end in (wakeup, woken):
+                end.close()
+            self._control.close()
         return EXIT_PARENT_LOST if self._exit is None else self._exit
 
     # ------------------------------------------------------------------ start

@@ -42,7 +42,9 @@ def run_zygote(agent: socket.socket, parent: Parent, agent_pid: int) -> NoReturn
     code = EXIT_BROKEN
     try:
         die_with(agent_pid)
-        code = Zygote(agent, parent).serve()
+        # Kept until the process is gone: nothing of it is to be collected on the way.
+        zygote = Zygote(agent, parent)
+        code = zygote.serve()
     except BaseException:  # noqa: BLE001 - the last frame of this process
         traceback.print_exc()
     os._exit(code)
@@ -99,7 +101,11 @@ class Zygote:
 
     def _read(self, decoder: FrameDecoder) -> bool:
         """Obey what the agent sent; False when it is gone."""
-        data, descriptors, _, _ = socket.recv_fds(self._agent, 65536, 16)
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._agent, 65536, 16)
+        except ConnectionResetError:
+            # The agent ended with something of ours unread.
+            return False
         for descriptor in descriptors:
             # They arrive inheritable; user code starts programs.
             os.set_inheritable(descriptor, False)
