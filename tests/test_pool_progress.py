@@ -60,13 +60,14 @@ def test_callbacks_get_each_report_in_order(pool: flame.Pool) -> None:
     assert "done" == pool.call(count, 2), "a plain call just does not hear of it"
 
 
-def test_report_after_the_end_is_dropped(pool: flame.Pool) -> None:
+def test_report_after_the_end_is_dropped() -> None:
     """The link stays in order, whatever threads a call leaves behind."""
     found: list[Any] = []
-    for _ in range(20):
-        future = pool.submit(report_from_elsewhere)
-        future.add_progress_callback(lambda value, _: found.append(value))
-        assert 7 == future.result(20)
+    with flame.Pool("left", max=1, backend=flame.LocalBackend()) as pool:
+        for _ in range(20):
+            future = pool.submit(report_from_elsewhere)
+            future.add_progress_callback(lambda value, _: found.append(value))
+            assert 7 == future.result(20)
     assert "of a child" not in found
 
 

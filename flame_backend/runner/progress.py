@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class Current:
     """The call that runs in this process, if one does.
 
-    Threads that a call leaves behind may report as well: what they say after the
-    call's end is dropped, and never comes between the bytes of its reply.
+    Threads that a call leaves behind may report as well: between calls that is
+    dropped, and never comes between the bytes of a reply; during the next call it is
+    taken for that call's, as nothing tells whose thread it is.
     """
 
     def __init__(self) -> None:
