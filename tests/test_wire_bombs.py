@@ -23,8 +23,9 @@ from flame_backend.wire.tags import (
 from flame_backend.wire.values import encode
 from tests import wire_bombs
 
-STALL_SECONDS = 1.5
-"""The rule says one; this machine may be slow."""
+STALL_SECONDS = 2.5
+"""The rule says one, and 0.8 was measured; a machine may be slow. Without the rules they
+take 3.3 to 27 seconds."""
 
 MEMORY_FACTOR = 90
 """Dicts of one empty dict need 88 octets for one of the body."""
