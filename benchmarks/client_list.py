@@ -100,7 +100,13 @@ def pod(number: int) -> dict[str, Any]:
             "podIP": "10.0.0.1",
             "conditions": conditions,
             "containerStatuses": [
-                {"name": "app", "ready": True, "restartCount": 0, "image": "app:1.2.3"}
+                {
+                    "name": "app",
+                    "ready": True,
+                    "restartCount": 0,
+                    "image": "app:1.2.3",
+                    "imageID": "registry.example/team/app@sha256:" + "0" * 64,
+                }
             ],
         },
     }
@@ -297,7 +303,7 @@ def discovery(path: str) -> bytes:
             "resources": [pods | {"verbs": ["get", "list"], "shortNames": ["po"]}],
         },
     }
-    return json.dumps(answers.get(path, {})).encode()
+    return json.dumps(answers.get(path.rstrip("/"), {})).encode()
 
 
 def decoding(bodies: list[bytes]) -> float:
@@ -353,11 +359,18 @@ def main() -> None:
 def run(name: str, config: dict[str, Any]) -> dict[str, Any]:
     """Measure one contender in a new process."""
     command = [sys.executable, __file__, "--measure", name, "--config"]
-    done = subprocess.run(
-        [*command, json.dumps(config)], capture_output=True, text=True, check=False
-    )
+    try:
+        done = subprocess.run(
+            [*command, json.dumps(config)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {"missing": "not done within 60 s"}
     if done.returncode:
-        return {"missing": done.stderr.strip().splitlines()[-1][:100]}
+        return {"missing": done.stderr.strip()[-300:].replace("\n", " ")}
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 

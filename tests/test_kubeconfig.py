@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-import kubetls.credentials.choose as choosing
+from kubetls.credentials import incluster
 from kubetls.credentials.anchors import SYSTEM_ANCHORS, parse_anchors
 from kubetls.credentials.choose import choose
 from kubetls.credentials.document import DOCUMENT_BYTES, parse_document
@@ -518,7 +518,7 @@ def test_choice_is_list_then_pod_then_home(
     home = write_kubeconfig(tmp_path / ".kube" / "config").parent.parent
     publish(tmp_path / "mount", "1")
     mounted = functools.partial(in_cluster, tmp_path / "mount")
-    monkeypatch.setattr(choosing, "in_cluster", mounted)
+    monkeypatch.setattr(incluster, "in_cluster", mounted)
     places = {"KUBECONFIG": str(listed), "HOME": str(home)}
     assert str(listed) in choose(places | ENVIRON).origin
     assert "in-cluster" == choose(ENVIRON | {"HOME": str(home)}).origin
@@ -534,7 +534,7 @@ def test_broken_pod_never_falls_back(
     """With KUBERNETES_SERVICE_HOST set its errors are raised; home is not looked at."""
     write_kubeconfig(tmp_path / ".kube" / "config")
     mounted = functools.partial(in_cluster, tmp_path / "absent")
-    monkeypatch.setattr(choosing, "in_cluster", mounted)
+    monkeypatch.setattr(incluster, "in_cluster", mounted)
     home = {"HOME": str(tmp_path)}
     with pytest.raises(ConfigError, match="KUBERNETES_SERVICE_HOST"):
         choose(home | {"KUBERNETES_SERVICE_HOST": ""})
