@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -563,6 +564,49 @@ def test_list_watch_yields_the_difference_after_a_gap(
         assert {"a": "DELETED", "b": "MODIFIED", "c": "ADDED", "d": "ADDED"} == last
         assert ["DELETED", "ADDED"] == [kind for kind, name in seen if name == "c"]
         assert ["b", "c", "d"] == sorted(name for _, name in watch.objects)
+
+
+def test_what_exists_may_come_from_the_watch_itself(
+    fake: testing.Server, session: kubetls.Session
+) -> None:
+    """No list is asked for; after a gap neither."""
+    with session.list_watch(PODS, send_initial_events=True) as watch:
+        for _ in range(2):
+            next_of(watch, "SYNCED")
+            fake.delete(pod("a"))
+            next_of(watch, "DELETED")
+            fake.put(pod("a"))
+            next_of(watch, "ADDED")
+            assert ["a", "b", "c"] == sorted(name for _, name in watch.objects)
+            fake.expire()
+    assert all("watch" in request.query for request in fake.requests)
+
+
+def test_half_of_what_exists_is_forgotten_after_a_cut(
+    fake: testing.Server, session: kubetls.Session
+) -> None:
+    """An object that went while the stream was away is not there."""
+    body = len(json.dumps({"type": "ADDED", "object": fake.objects("v1", "Pod")[0]}))
+    fake.cut_next(after=body + 40)
+    with session.list_watch(PODS, send_initial_events=True) as watch:
+        threading.Timer(0.0, fake.delete, [pod("a")]).start()
+        next_of(watch, "SYNCED")
+        if ("default", "a") in watch.objects:  # it was faster than the timer
+            next_of(watch, "DELETED")
+        assert ["b", "c"] == sorted(name for _, name in watch.objects)
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_that_does_not_offer_it_is_listed(
+    fake: testing.Server, session: kubetls.Session, status: int
+) -> None:
+    """Refused is not empty."""
+    fake.fail_next(status)
+    with session.list_watch(PODS, send_initial_events=True) as watch:
+        next_of(watch, "SYNCED")
+        assert ["a", "b", "c"] == sorted(name for _, name in watch.objects)
+        fake.put(pod("d"))
+        next_of(watch, "ADDED")
 
 
 @pytest.mark.parametrize("state", ["idle", "listing", "backing off", "refused"])

@@ -24,7 +24,7 @@ from flame_backend.wire.values import encode
 from tests import wire_bombs
 
 STALL_SECONDS = 2.5
-"""The rule says one, and 0.8 was measured; a machine may be slow. Without the rules they
+"""The rule says one, and 0.8 was measured; a machine may be slow. Without rules they
 take 3.3 to 27 seconds."""
 
 MEMORY_FACTOR = 90

@@ -6,18 +6,21 @@ consumer sees each object's last state, and never an error as "empty".
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from kubetls.client.listing import Listing
 from kubetls.client.stream import TRANSIENT, Event, Stream
 from kubetls.client.watch import Watch
-from kubetls.errors import Expired
+from kubetls.errors import BadRequest, Expired, Invalid
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from kubetls.client.listing import Collection, Fetch
     from kubetls.client.watch import OpenStream
+
+INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
 
 PAGE: Final = 500
 """Objects a page, as kubectl and client-go ask for."""
@@ -41,8 +44,11 @@ class ListWatch(Stream):
         fetch: Fetch,
         open_stream: OpenStream,
         collection: Collection[Any],
+        *,
+        streams: bool = False,
     ) -> None:
         super().__init__()
+        self._streams = streams
         self._fetch = fetch
         self._open = open_stream
         self._collection = collection
@@ -62,7 +68,7 @@ class ListWatch(Stream):
         while True:
             self.unless_stopped()
             try:
-                yield from self._difference()
+                yield from self._difference(self._streamed() or self._listed())
                 failures = 0
                 yield Event("SYNCED", {}, self.resource_version or "")
                 yield from self._changes()
@@ -74,13 +80,47 @@ class ListWatch(Stream):
             else:
                 return
 
-    def _difference(self) -> Generator[Event]:
-        """List, and yield what that changes in `objects`."""
-        uid, newest = self._collection.decoding.uid, self._collection.decoding.version
+    def _listed(self) -> _Found:
+        """List; the watch then begins at the list's version."""
         listing = Listing(self._fetch, self._collection, PAGE, waiter=self)
         found = listing.by_name()
-        version = listing.resource_version or ""
-        self.resource_version = version
+        self.resource_version = listing.resource_version or ""
+        self._watch = None
+        return _Found(found)
+
+    def _streamed(self) -> _Found | None:
+        """Take what exists from the watch itself; None where the server does not.
+
+        Spares the API server the memory of whole pages.
+        """
+        if not self._streams:
+            return None
+        key_of = self._collection.decoding.key
+        found: dict[tuple[str, str], Any] = {}
+        watch = self._begin_watch(None)
+        try:
+            for event in watch:
+                if event.type == "DELETED":
+                    found.pop(key_of(event.object), None)
+                elif event.type != "BOOKMARK":
+                    found[key_of(event.object)] = event.object
+                elif _ends_initial_events(event.object):
+                    self.resource_version = event.resource_version
+                    return _Found(found)
+                else:
+                    break  # it knows watches, and not what was asked for
+        except (BadRequest, Invalid):
+            pass
+        watch.stop()
+        self.unless_stopped()
+        self._streams = False
+        return None
+
+    def _difference(self, present: _Found) -> Generator[Event]:
+        """Yield what a full collection changes in `objects`."""
+        uid, newest = self._collection.decoding.uid, self._collection.decoding.version
+        found = present.objects
+        version = self.resource_version or ""
         for key in [key for key in self.objects if key not in found]:
             yield Event("DELETED", self.objects.pop(key), version)
         for key, item in found.items():
@@ -97,9 +137,7 @@ class ListWatch(Stream):
 
     def _changes(self) -> Generator[Event]:
         key_of = self._collection.decoding.key
-        watch = Watch(self._open, self._collection, self.resource_version or "")
-        self._watch = watch
-        self.unless_stopped()
+        watch = self._watch or self._begin_watch(self.resource_version or "")
         with watch:
             for event in watch:
                 self.resource_version = event.resource_version or self.resource_version
@@ -110,3 +148,22 @@ class ListWatch(Stream):
                 else:
                     self.objects[key_of(event.object)] = event.object
                 yield event
+
+    def _begin_watch(self, version: str | None) -> Watch:
+        initial = version is None
+        watch = Watch(self._open, self._collection, version, initial=initial)
+        self._watch = watch
+        self.unless_stopped()
+        return watch
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A full collection by name."""
+
+    objects: dict[tuple[str, str], Any]
+
+
+def _ends_initial_events(bookmark: dict[str, Any]) -> bool:
+    annotations = bookmark["metadata"].get("annotations") or {}
+    return annotations.get(INITIAL_EVENTS_END) == "true"

@@ -72,10 +72,13 @@ class Watch(Stream):
         open_stream: OpenStream,
         collection: Collection[Any],
         resource_version: str | None,
+        *,
+        initial: bool = False,
     ) -> None:
         super().__init__()
         self._open = open_stream
         self._collection = collection
+        self._initial = initial
         # Without a start version the server first sends what exists, not in the
         # order of versions, so no position is taken from those events.
         self._settled = resource_version not in {None, "", "0"}
@@ -94,9 +97,15 @@ class Watch(Stream):
                         failures = 0
                         yield event
             except TRANSIENT as error:
+                if self._initial and not self._settled:
+                    # Half of what existed, and then all of it: what went in between
+                    # would stay. Who asked begins anew.
+                    raise
                 failures += 1
                 self._back_off(failures, error)
                 continue
+            if self._initial and not self._settled:
+                return
             quick = time.monotonic() - started < 1.0
             empty = empty + 1 if quick and not seen else 0
             if empty >= EMPTY_WINDOWS:
@@ -111,6 +120,12 @@ class Watch(Stream):
             "timeoutSeconds": WINDOW_SECONDS,
             "resourceVersion": self.resource_version,
         }
+        if self._initial and not self._settled:
+            # What exists comes first, then a bookmark that says so (KEP-3157).
+            query |= {
+                "sendInitialEvents": "true",
+                "resourceVersionMatch": "NotOlderThan",
+            }
         timeout = WINDOW_SECONDS + MARGIN_SECONDS
         path = self._collection.path
         with self._open(path, query, read_timeout=timeout, waiter=self) as response:
@@ -128,7 +143,7 @@ class Watch(Stream):
             raise error_of_event(parsed.object, path)
         if parsed.type not in {"ADDED", "MODIFIED", "DELETED", "BOOKMARK"}:
             raise ProtocolError(path, "an event of unknown type", True)
-        if parsed.type != "ADDED":
+        if parsed.type == "BOOKMARK" or (parsed.type != "ADDED" and not self._initial):
             self._settled = True
         if self._settled and parsed.resource_version:
             self.resource_version = parsed.resource_version

@@ -77,6 +77,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     owner: Owner
     _ended = False
+    _left: int | None = None  # octets of a watch until it is cut
 
     def setup(self) -> None:
         """Be known, so that the server can cut the connection."""
@@ -181,10 +182,15 @@ class Handler(BaseHTTPRequestHandler):
         with self.owner.changed:
             first, after = self.owner.begin_watch(place, selects, int(since))
         self._ended = False
+        self._left = fault.cut_after
         self.owner.streams.add(self)
         try:
             self._head(200, fault, ("Transfer-Encoding", "chunked"))
             self._events(kind, first)
+            if query.get("sendInitialEvents") == "true":
+                end = {"k8s.io/initial-events-end": "true"}
+                metadata = {"resourceVersion": str(after), "annotations": end}
+                self._events(kind, [("BOOKMARK", {"metadata": metadata})])
             while (left := ends - time.monotonic()) > 0 and not self._over():
                 with self.owner.changed:
                     events, after = self.owner.store.changes(place, selects, after)
@@ -214,7 +220,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def _chunk(self, line: str) -> None:
         data = line.encode() + b"\n"
-        self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+        chunk = b"%x\r\n%b\r\n" % (len(data), data)
+        if self._left is not None and len(chunk) > self._left:
+            self.wfile.write(chunk[: self._left])
+            self.cut()
+            raise ConnectionAbortedError
+        if self._left is not None:
+            self._left -= len(chunk)
+        self.wfile.write(chunk)
 
     def cut(self) -> None:
         """End the connection without an end of the body, as a network fault does."""

@@ -104,6 +104,25 @@ def test_a_watch_ends_with_what_the_server_has(
             assert not follower.is_alive()
 
 
+def test_a_real_server_sends_initial_events(
+    control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    """What exists comes from the watch, marked at its end, and then the changes."""
+    with opened(control_plane, tmp_path, "initial") as session:
+        maps = kubetls.path("v1", "configmaps", namespace="initial")
+        made(session, maps, ["x", "y"])
+        with session.list_watch(maps, send_initial_events=True) as watch:
+            seen = []
+            while (event := watch.next(10)) and event.type != "SYNCED":
+                seen.append(event.object["metadata"]["name"])
+            assert {"x", "y"} <= set(seen)
+            assert watch._streams  # it was not refused
+            session.delete(f"{maps}/x")
+            last = watch.next(10)
+            assert last is not None
+            assert ("DELETED", "x") == (last.type, last.object["metadata"]["name"])
+
+
 def await_objects(watch: kubetls.ListWatch, names: set[str]) -> None:
     """Wait until a watch has exactly these objects."""
     deadline = time.monotonic() + 60

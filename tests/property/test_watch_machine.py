@@ -34,13 +34,15 @@ def config_map(name: str, value: int) -> dict[str, Any]:
 class Watching(RuleBasedStateMachine):
     """One server, one list_watch, and the collection that its events make."""
 
+    streams = False
+
     def __init__(self) -> None:
         super().__init__()
         self.backoff = stream.BACKOFF_SECONDS
         stream.BACKOFF_SECONDS = 0.002  # the pauses are not what is tested here
         self.server = testing.server()
         self.session = kubetls.session(self.server.config, retries=QUICK)
-        self.watch = self.session.list_watch(MAPS)
+        self.watch = self.session.list_watch(MAPS, send_initial_events=self.streams)
         self.events: dict[str, tuple[str, int]] = {}
         self.serial = 0
 
@@ -138,6 +140,15 @@ class Watching(RuleBasedStateMachine):
                 self.take(event)
         raise AssertionError((self.events, self.on_server()))
 
+
+class Streaming(Watching):
+    """The same, with what exists from the watch itself."""
+
+    streams = True
+
+
+Streaming.TestCase.settings = settings(max_examples=25, stateful_step_count=25)
+TestStreaming = Streaming.TestCase
 
 Watching.TestCase.settings = settings(max_examples=25, stateful_step_count=25)
 TestWatching = Watching.TestCase
