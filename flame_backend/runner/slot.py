@@ -11,6 +11,7 @@ import faulthandler
 import os
 import socket
 import sys
+import traceback
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -153,6 +154,9 @@ class Slot:
         return Encoded(body, [])
 
     def _failure(self, error: BaseException) -> Encoded:
+        if isinstance(error, MemoryError):
+            # What used it up hangs on the frames, and telling needs some.
+            traceback.clear_frames(error.__traceback__)
         encoded = encode_exception(error, result_types=self._result_types)
         if self._pickles:
             encoded.segments.append(_pickled(error))
