@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from flame_backend.errors import ParentError
 
@@ -30,8 +29,8 @@ ADDRESSES: Final = 8
 _PEM: Final = "-----BEGIN CERTIFICATE-----"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parent:
+# No dataclass: that would import inspect, ast and dis before HELLO.
+class Parent(NamedTuple):
     """The process that owns this runner.
 
     Attributes:
@@ -61,7 +60,7 @@ class Parent:
     def encoded(self) -> str:
         """Return the variable's text."""
         facts: dict[str, Any] = {"v": PROTOCOL_VERSION}
-        facts |= {field.name: getattr(self, field.name) for field in fields(self)}
+        facts |= self._asdict()
         return json.dumps(facts, separators=(",", ":"))
 
 

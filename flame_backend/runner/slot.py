@@ -51,6 +51,9 @@ def run_slot(
     except (OSError, LinkError) as error:
         print(f"flame_backend.runner: no link to the parent: {error}", file=sys.stderr)
         return EXIT_LINK
+    # A copy in a process that a call forks would keep the link open, and over TLS
+    # write under the same keys.
+    os.register_at_fork(after_in_child=link.close)
     return Slot(link, setup).serve()
 
 

@@ -1,0 +1,304 @@
+"""Runner processes: what they inherit, hold, load, and how they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import flame_backend as flame
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CLOSE_ON_EXEC = 0o2000000
+
+
+@pytest.fixture
+def pool() -> Iterator[flame.Pool]:
+    """Lend a pool of one runner with two slots."""
+    with flame.Pool(
+        "held", max=1, max_concurrency=2, backend=flame.LocalBackend()
+    ) as made:
+        yield made
+
+
+def sockets() -> list[int]:
+    """Return this process' descriptors that are sockets."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            if str(entry.readlink()).startswith("socket:"):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def seen_by_program() -> str:
+    """Return what a program finds that user code starts with all descriptors."""
+    code = (
+        "import os; print([n for n in sorted(os.environ) if n.startswith('FLAME')], "
+        "[n for n in os.listdir('/proc/self/fd') if os.path.exists('/proc/self/fd/'+n)"
+        " and int(n) > 2])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        close_fds=False,
+    )
+    return done.stdout.strip()
+
+
+def sockets_of_a_fork() -> tuple[int, int]:
+    """Return how many sockets this process and one that it forks have."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(write, bytes([len(sockets())]))
+        os._exit(0)
+    os.waitpid(pid, 0)
+    found = os.read(read, 1)[0]
+    os.close(read)
+    os.close(write)
+    return len(sockets()), found
+
+
+def family() -> tuple[int, int, int]:
+    """Return slot, zygote and agent."""
+    zygote = os.getppid()
+    return os.getpid(), zygote, parent_of(zygote)
+
+
+def parent_of(pid: int) -> int:
+    text = Path(f"/proc/{pid}/stat").read_text()
+    return int(text.rpartition(")")[2].split()[1])
+
+
+def test_no_descriptor_survives_exec(pool: flame.Pool) -> None:
+    """Of slot, zygote and agent: all beyond the standard streams close on exec."""
+    for pid in pool.call(family):
+        for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
+            facts = dict(
+                line.split(":", 1) for line in entry.read_text().splitlines() if line
+            )
+            if int(entry.name) > 2:
+                assert int(facts["flags"], 8) & CLOSE_ON_EXEC, (pid, entry.name)
+
+
+def test_program_of_a_call_sees_no_variable_and_no_descriptor(pool: flame.Pool) -> None:
+    """Nothing that makes it a runner, also when it asked for all descriptors."""
+    assert "[] []" == pool.call(seen_by_program)
+
+
+def test_process_that_a_call_forks_has_no_link(pool: flame.Pool) -> None:
+    """Its copy is closed at once; the slot's own lives on."""
+    assert (1, 0) == pool.call(sockets_of_a_fork)
+    assert (1, 0) == pool.call(sockets_of_a_fork)
+
+
+def test_process_that_the_parent_forks_has_no_link() -> None:
+    """Its copies of control links and slots' links are closed, the parent's serve on."""
+    before = len(sockets())
+    with flame.Pool("forked", max=1, backend=flame.LocalBackend()) as pool:
+        assert 3 == pool.call(len, "abc")
+        assert before + 2 <= len(sockets())
+        assert before == sockets_of_a_fork()[1]
+        assert 4 == pool.call(len, "abcd")
+
+
+def test_zygote_keeps_no_copy_of_a_slots_link() -> None:
+    """It has as many descriptors with one slot as with eight, renewed ones too."""
+    counts = []
+    for slots in (1, 8):
+        with flame.Pool(
+            "copies", max=1, max_concurrency=slots, backend=flame.LocalBackend()
+        ) as pool:
+            pool.wait_ready(30)
+            for _ in range(slots):
+                with pytest.raises(flame.CallCrashed):
+                    pool.call(os._exit, 1)
+            zygote = pool.call(family)[1]
+            counts.append(len(list(Path(f"/proc/{zygote}/fd").iterdir())))
+    assert counts[0] == counts[1]
+
+
+def test_agent_watches_the_process_of_its_parent(pool: flame.Pool) -> None:
+    """By pidfd, as a forked process of the parent may keep the link open."""
+    agent = pool.call(family)[2]
+    watched = {
+        line.split()[1]
+        for entry in Path(f"/proc/{agent}/fdinfo").iterdir()
+        for line in entry.read_text().splitlines()
+        if line.startswith("Pid:")
+    }
+    assert {str(os.getpid())} == watched
+
+
+APP = """
+    import os, subprocess, sys, time
+    import flame_backend as flame
+
+    def work(path):
+        daemon = [sys.executable, "-c", "import time; time.sleep(60)"]
+        subprocess.Popen(daemon)
+        subprocess.Popen(daemon, start_new_session=True)
+        open(path + ".part", "w").write(str(os.getpid()))
+        os.rename(path + ".part", path)
+        time.sleep(60)
+
+    if __name__ == "__main__":
+        backend = flame.LocalBackend(env={"ENDED_TEST": sys.argv[1]})
+        pool = flame.Pool("ended", max=2, backend=backend)
+        pool.call(len, "abc")
+        if os.fork() == 0:
+            time.sleep(20)
+            os._exit(0)
+        futures = [pool.submit(work, sys.argv[1] + str(n)) for n in range(2)]
+        futures[0].result()
+"""
+
+
+def marked(text: str) -> set[int]:
+    """Return the living processes whose environment holds this text."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and text.encode() in (
+                (entry / "environ").read_bytes()
+            ):
+                found.add(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("victim", ["parent", "agent stopped"])
+def test_death_of_the_parent_ends_everything(tmp_path: Path, victim: str) -> None:
+    """Within 5 s, with a fork of the parent alive, daemons of calls included.
+
+    An agent that is stopped cannot see it; as soon as it runs again, it does.
+    """
+    script = tmp_path / "app.py"
+    script.write_text(textwrap.dedent(APP))
+    mark = tmp_path / "mark"
+    parent = subprocess.Popen(
+        [sys.executable, script, mark],
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 20
+        while not all(Path(f"{mark}{n}").exists() for n in range(2)):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        variable = f"ENDED_TEST={mark}"
+        agent = parent_of(parent_of(int(Path(f"{mark}0").read_text())))
+        assert 8 == len(marked(variable))
+        if victim == "agent stopped":
+            os.kill(agent, signal.SIGSTOP)
+        parent.kill()
+        parent.wait(10)
+        if victim == "agent stopped":
+            time.sleep(0.3)
+            os.kill(agent, signal.SIGCONT)
+        deadline = time.monotonic() + 5
+        while left := marked(variable):
+            assert time.monotonic() < deadline, left
+            time.sleep(0.02)
+    finally:
+        parent.kill()
+        parent.wait(10)
+        # The fork that the app leaves, in the app's session.
+        os.killpg(parent.pid, signal.SIGKILL)
+
+
+SHADOWS = ("selectors", "json", "socket", "select", "struct", "flame_backend")
+
+
+def test_runner_takes_no_module_from_the_working_folder(tmp_path: Path) -> None:
+    """Files there that are named like modules a runner needs are never run."""
+    for name in SHADOWS:
+        (tmp_path / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})\n"
+        )
+    code = (
+        "import flame_backend as flame\n"
+        "with flame.Pool('shadow', max=1, backend=flame.LocalBackend()) as pool:\n"
+        "    print(pool.call(eval, '__import__(\"selectors\").__file__'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert not done.stdout.startswith(str(tmp_path))
+    assert done.stdout.strip().endswith("selectors.py")
+    assert not (tmp_path / "ran").exists()
+
+
+HELLO = """
+import socket, sys
+import flame_backend.runner.__main__
+import flame_backend.runner.agent
+from flame_backend.runner.control import Control
+from flame_backend.runner.parent import Parent
+
+ours, theirs = socket.socketpair()
+fd = theirs.detach()
+parent = Parent(pool="p", runner="r", transport="fd", fd=fd, pid=1)
+Control(parent).connect()
+print(*sorted(sys.modules))
+"""
+
+
+def test_modules_at_hello_are_few_and_light() -> None:
+    """What the agent has loaded when it says HELLO: our small ones, nothing heavy."""
+    bare, loaded = (
+        set(
+            subprocess.run(
+                [sys.executable, "-I", "-S", "-c", code],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.split()
+        )
+        for code in (
+            "import sys; print(*sorted(sys.modules))",
+            f"import sys; sys.path.append({str(ROOT)!r})\n{HELLO}",
+        )
+    )
+    ours = {name for name in loaded if name.startswith(("flame_backend", "kubetls"))}
+    assert ours == {
+        "flame_backend",
+        "flame_backend.errors",
+        "flame_backend.runner",
+        "flame_backend.runner.__main__",
+        "flame_backend.runner.agent",
+        "flame_backend.runner.control",
+        "flame_backend.runner.parent",
+        "flame_backend.runner.processes",
+        "flame_backend.wire",
+        "flame_backend.wire.frames",
+    }
+    heavy = {
+        "asyncio", "cloudpickle", "ctypes", "email", "hashlib", "inspect", "logging",
+        "ormsgpack", "pathlib", "pickle", "random", "ssl", "subprocess", "tempfile",
+        "threading", "traceback", "typing_extensions", "urllib",
+    }  # fmt: skip
+    assert set() == heavy & (loaded - bare)
+
+
+ROOT = Path(flame.__file__).parent.parent
