@@ -107,7 +107,7 @@ def test_process_that_a_call_forks_has_no_link(pool: flame.Pool) -> None:
 
 
 def test_process_that_the_parent_forks_has_no_link() -> None:
-    """Its copies of control links and slots' links are closed, the parent's serve on."""
+    """Its copies of all links are closed, and the parent's serve on."""
     before = len(sockets())
     with flame.Pool("forked", max=1, backend=flame.LocalBackend()) as pool:
         assert 3 == pool.call(len, "abc")
