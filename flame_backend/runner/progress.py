@@ -1,5 +1,8 @@
 """How far a call has come, told to its caller while it runs.
 
+A loop that reports each of a million steps is passed on some twenty times a second;
+the last report always arrives, before the result.
+
 Imports next to nothing: the zygote loads it for every slot.
 """
 
@@ -7,12 +10,25 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from flame_backend.wire.values import Encoded
 
-    Report = Callable[[Any, str | None], None]
+BURST: Final = 20
+PER_SECOND: Final = 20.0
+"""More often than people or bars can tell apart."""
+
+
+class Reporter(Protocol):
+    """The way of one call's reports."""
+
+    def encode(self, value: Any, message: str | None) -> Encoded:
+        """Encode a report; raises what the caller of `progress` is to see."""
+
+    def send(self, report: Encoded) -> None:
+        """Send it; never raises."""
 
 
 class Current:
@@ -29,22 +45,45 @@ class Current:
     def forget(self) -> None:
         """Be without a call; in a forked child, whose lock nobody would let go."""
         self._lock = threading.Lock()
-        self._report: Report | None = None
+        self._reporter: Reporter | None = None
+        self._waiting: Encoded | None = None
+        self._allowed = float(BURST)
+        self._at = 0.0
 
-    def begin(self, report: Report) -> None:
+    def begin(self, reporter: Reporter) -> None:
         """A call begins; its reports go there."""
-        self._report = report
+        self._reporter = reporter
 
     def end(self) -> None:
-        """The call is over; returns when no report of it is being sent."""
+        """The call is over; returns when its last report was sent."""
         with self._lock:
-            self._report = None
+            reporter, self._reporter = self._reporter, None
+            waiting, self._waiting = self._waiting, None
+            if waiting is not None and reporter is not None:
+                reporter.send(waiting)
 
     def tell(self, value: Any, message: str | None) -> None:
-        """Report, if a call runs."""
+        """Report, if a call runs; at once, or when the next one may be sent."""
+        reporter = self._reporter
+        if reporter is None:
+            return
+        report = reporter.encode(value, message)
         with self._lock:
-            if self._report is not None:
-                self._report(value, message)
+            if self._reporter is not reporter:
+                return
+            self._waiting = None
+            if self._may_send(time.monotonic()):
+                reporter.send(report)
+            else:
+                self._waiting = report
+
+    def _may_send(self, now: float) -> bool:
+        earned = (now - self._at) * PER_SECOND
+        self._allowed, self._at = min(BURST, self._allowed + earned), now
+        if self._allowed < 1:
+            return False
+        self._allowed -= 1
+        return True
 
 
 current = Current()
@@ -54,7 +93,8 @@ os.register_at_fork(after_in_child=current.forget)
 def progress(value: Any, message: str | None = None) -> None:
     """Report how far the call has come; outside a runner nothing happens.
 
-    The caller's future passes it to the functions given to `add_progress_callback`.
+    The caller's future passes it to the functions given to `add_progress_callback`. Of
+    reports that come faster than some twenty a second, the latest is passed on.
 
     Args:
         value: Anything a result may be, such as a fraction; small.
@@ -62,5 +102,6 @@ def progress(value: Any, message: str | None = None) -> None:
 
     Raises:
         ResultNotSerializable: The value cannot travel as data.
+        PayloadTooLarge: It is larger than 64 KiB.
     """
     current.tell(value, message)

@@ -13,7 +13,6 @@ import socket
 import sys
 import traceback
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.errors import LinkError, PayloadTooLarge, ResultNotSerializable
@@ -94,7 +93,7 @@ class Slot:
                 kind, call_id, body = link.receive_call()
                 if kind is not Kind.CALL:
                     return EXIT_LINK
-                current.begin(partial(self._report, call_id))
+                current.begin(_Reporter(link, call_id, self._result_types))
                 answer, encoded = self._answer(body)
                 current.end()
                 if os.getpid() != self._pid:
@@ -106,14 +105,6 @@ class Slot:
             return EXIT_OK
         finally:
             link.close()
-
-    def _report(self, call_id: int, value: Any, message: str | None) -> None:
-        """Send how far a call has come."""
-        encoded = encode(
-            [value, message], result_types=self._result_types, limit=PROGRESS_BYTES
-        )
-        with suppress(LinkError):  # the reply will find out as well
-            self._link.send(Kind.PROGRESS, call_id, encoded.body, encoded.segments)
 
     def _answer(self, body: Any) -> tuple[Kind, Encoded]:
         """Run one call and encode its outcome."""
@@ -164,6 +155,31 @@ class Slot:
         if self._pickles:
             encoded.segments.append(_pickled(error))
         return encoded
+
+
+class _Reporter:
+    """The way of one call's progress."""
+
+    __slots__ = ("_call_id", "_link", "_result_types")
+
+    def __init__(
+        self, link: Link, call_id: int, result_types: tuple[type, ...]
+    ) -> None:
+        self._link = link
+        self._call_id = call_id
+        self._result_types = result_types
+
+    def encode(self, value: Any, message: str | None) -> Encoded:
+        return encode(
+            [value, message],
+            result_types=self._result_types,
+            limit=PROGRESS_BYTES,
+            total_limit=PROGRESS_BYTES,
+        )
+
+    def send(self, report: Encoded) -> None:
+        with suppress(LinkError):  # the reply will find out as well
+            self._link.send(Kind.PROGRESS, self._call_id, report.body, report.segments)
 
 
 def _refusal(error: ResultNotSerializable | PayloadTooLarge) -> Encoded:
