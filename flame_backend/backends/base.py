@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flame_backend.errors import BootError, RunnerLost
     from flame_backend.wire.link import Link
 
@@ -40,6 +42,7 @@ class PoolSpec:
         max_result: Largest in-band result in bytes.
         max_payload: Largest request in bytes.
         preload: Modules a runner imports before it is ready.
+        on_boot: Called once in each runner after that, before its slots are forked.
     """
 
     name: str
@@ -52,6 +55,7 @@ class PoolSpec:
     max_result: int = MAX_RESULT_BYTES
     max_payload: int = MAX_PAYLOAD_BYTES
     preload: tuple[str, ...] = ()
+    on_boot: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -256,18 +256,23 @@ class LocalBackend:
                 self._open_slots(hub, found, runner)
 
     def agent_failed(self, agent: str, phase: str, reason: str, log: str) -> None:
-        """Fail every runner of the agent with the app's own words."""
+        """Fail every runner of the agent with the app's own words.
+
+        Runners that were ready are lost: what they had loaded was loaded once more.
+        """
         kind = VersionSkew if phase == "connect" else AppImportError
         with self._lock:
             found = self._agents.get(agent)
             if found is None:
                 return
             self._retire(found)
-            runners = list(found.runners)
-            for runner in runners:
-                self._forget(runner)
-        for runner in runners:
-            self._sink.boot_failed(runner, kind(runner, phase, reason, log))
+            runners = {name: self._forget(name) for name in list(found.runners)}
+        for runner, known in runners.items():
+            if known is not None and known.ready:
+                how = f"the app failed to load again: {reason}"
+                self._sink.lost(runner, RunnerLost(runner, "Crashed", how))
+            else:
+                self._sink.boot_failed(runner, kind(runner, phase, reason, log))
 
     def agent_draining(self, agent: str, reason: str) -> None:
         """Somebody ended the agent: its calls may finish, boots start another one."""

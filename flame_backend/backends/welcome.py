@@ -21,7 +21,7 @@ def welcome_body(spec: PoolSpec) -> bytes:
     agent reads the JSON alone.
 
     Raises:
-        NotSerializable: result_types cannot be sent.
+        NotSerializable: result_types or on_boot cannot be sent.
     """
     try:
         cwd = os.getcwd()  # noqa: PTH109 - text is what travels
@@ -36,6 +36,7 @@ def welcome_body(spec: PoolSpec) -> bytes:
     }
     setup: dict[str, Any] = {
         "preload": spec.preload,
+        "on_boot": spec.on_boot,
         "results": spec.results,
         "result_types": spec.result_types,
         "max_result": spec.max_result,

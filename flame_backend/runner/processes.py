@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from contextlib import suppress
 
 _PR_SET_PDEATHSIG = 1
@@ -39,6 +40,34 @@ def _prctl(option: int, value: int) -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def threads_left() -> str:
+    """Name the threads beside this one that a fork would leave without their locks.
+
+    Threads of libraries that end them for a fork (BLAS) are gone after one; it is
+    tried when there are any.
+    """
+    import threading
+
+    named = [found.name for found in threading.enumerate()]
+    if len(named) > 1:
+        return ", ".join(named[1:])
+    if _tasks() > 1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+    left = _tasks() - 1
+    return f"{left} of a library" if left > 0 else ""
+
+
+def _tasks() -> int:
+    with suppress(OSError):
+        return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - as below
+    return 1
 
 
 def session_members(session: int) -> list[int]:

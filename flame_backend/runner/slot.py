@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.errors import LinkError, PayloadTooLarge, ResultNotSerializable
 from flame_backend.runner.progress import current
+from flame_backend.runner.renewal import Renewal
 from flame_backend.wire.exceptions import encode_exception
 from flame_backend.wire.frames import Kind, Limits
 from flame_backend.wire.functions import dump_object, load_call, load_object
@@ -24,10 +25,16 @@ from flame_backend.wire.link import Link
 from flame_backend.wire.values import Encoded, encode
 
 if TYPE_CHECKING:
+    from flame_backend.runner.fresh import Origin
     from flame_backend.runner.parent import Parent
+    from flame_backend.runner.stamps import Stamps
 
 EXIT_OK: Final = 0
+EXIT_BROKEN: Final = 70
 EXIT_LINK: Final = 74
+
+INITIALIZER: Final = 0
+"""Id of the call that prepares a slot; the pool's calls count from 1."""
 
 PROGRESS_BYTES: Final = 64 * 1024
 """A report is a number or a line, not a result."""
@@ -37,26 +44,47 @@ REFUSED: Final = "refused"
 
 
 def run_slot(
-    parent: Parent, setup: dict[str, Any], facts: dict[str, Any], descriptor: int
+    origin: Origin,
+    setup: dict[str, Any],
+    facts: dict[str, Any],
+    descriptor: int,
+    stamps: Stamps,
 ) -> int:
     """Serve calls until the parent closes the link; return the exit code."""
-    with suppress(Exception):
-        # Without standard error there is nowhere to tell.
-        faulthandler.enable()
-    _close_stdin()
+    prepare()
     try:
-        link = Link(_connected(parent, descriptor), Limits(setup["max_payload"]))
+        link = Link(connected(origin.parent, descriptor), Limits(setup["max_payload"]))
         link.send(Kind.TICKET, 0, bytes.fromhex(facts["ticket"]))
     except (OSError, LinkError) as error:
         print(f"flame_backend.runner: no link to the parent: {error}", file=sys.stderr)
         return EXIT_LINK
-    # A copy in a process that a call forks would keep the link open, and over TLS
-    # write under the same keys.
+    keep_from_forks(link)
+    return Slot(link, setup, renewal(origin, stamps, link)).serve()
+
+
+def renewal(origin: Origin, stamps: Stamps, link: Link) -> Renewal | None:
+    """Watch over changed modules, where a link can be handed to another program."""
+    return Renewal(origin, stamps, link) if origin.parent.transport == "fd" else None
+
+
+def keep_from_forks(link: Link) -> None:
+    """Close a link's copy in every process that a call forks.
+
+    It would keep the link open, and over TLS write under the same keys.
+    """
     os.register_at_fork(after_in_child=link.close)
-    return Slot(link, setup).serve()
 
 
-def _connected(parent: Parent, descriptor: int) -> socket.socket:
+def prepare() -> None:
+    """Set up what every slot has, whichever way it starts."""
+    with suppress(Exception):
+        # Without standard error there is nowhere to tell.
+        faulthandler.enable()
+    _close_stdin()
+
+
+def connected(parent: Parent, descriptor: int) -> socket.socket:
+    """Return a slot's socket: its descriptor's, or one that is dialled."""
     if parent.transport == "tls":
         from flame_backend.runner.dial import dial
 
@@ -76,8 +104,12 @@ def _close_stdin() -> None:
 class Slot:
     """The loop of one slot."""
 
-    def __init__(self, link: Link, setup: dict[str, Any]) -> None:
+    def __init__(
+        self, link: Link, setup: dict[str, Any], renewal: Renewal | None = None
+    ) -> None:
         self._link = link
+        self.renewal = renewal
+        self._call_id = 0
         self._result_types = setup["result_types"]
         self._pickles = setup["results"] == "pickle"
         self._limit = setup["max_result"]
@@ -93,18 +125,41 @@ class Slot:
                 kind, call_id, body = link.receive_call()
                 if kind is not Kind.CALL:
                     return EXIT_LINK
-                current.begin(_Reporter(link, call_id, self._result_types))
-                answer, encoded = self._answer(body)
-                current.end()
-                if os.getpid() != self._pid:
-                    # User code forked and came back in both; the link is the other's.
-                    os._exit(EXIT_OK)
-                link.send(answer, call_id, encoded.body, encoded.segments)
-                _flush_output()
+                self._serve_call(call_id, body)
         except LinkError:
             return EXIT_OK
         finally:
             link.close()
+
+    def resume(self, initializer: bytes | None, call_id: int, body: bytes) -> int:
+        """Serve a call that this process was replaced for, and then any other."""
+        if initializer is not None:
+            answer, encoded = self._answer(initializer)
+            if answer is Kind.ERROR:
+                self._link.send(answer, call_id, encoded.body, encoded.segments)
+                return EXIT_BROKEN
+            if self.renewal is not None:
+                self.renewal.initializer = initializer
+        try:
+            self._serve_call(call_id, body)
+        except LinkError:
+            return EXIT_OK
+        return self.serve()
+
+    def _serve_call(self, call_id: int, body: Any) -> None:
+        link = self._link
+        self._call_id = call_id
+        if call_id == INITIALIZER and self.renewal is not None:
+            body = body if type(body) is bytes else body.read()
+            self.renewal.initializer = body
+        current.begin(_Reporter(link, call_id, self._result_types))
+        answer, encoded = self._answer(body)
+        current.end()
+        if os.getpid() != self._pid:
+            # User code forked and came back in both; the link is the other's.
+            os._exit(EXIT_OK)
+        link.send(answer, call_id, encoded.body, encoded.segments)
+        flush_output()
 
     def _answer(self, body: Any) -> tuple[Kind, Encoded]:
         """Run one call and encode its outcome."""
@@ -117,7 +172,11 @@ class Slot:
         except LinkError:
             raise
         except BaseException as error:  # noqa: BLE001 - what user classes raise while they load
+            if self.renewal is not None:
+                self.renewal.mind_failure(self._call_id, body)
             return Kind.ERROR, self._failure(error)
+        if self.renewal is not None:
+            self.renewal.mind(self._call_id, body, (function, args, kwargs))
         try:
             value = function(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - the one catch-all, around the user's function
@@ -201,7 +260,7 @@ def _pickled(error: BaseException) -> bytes:
     return body
 
 
-def _flush_output() -> None:
+def flush_output() -> None:
     """Prints appear when their call ends, not when a buffer is full."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):

@@ -1,14 +1,14 @@
 """The zygote: loads the app once, forks a slot when asked, and buries slots.
 
-Forked from the agent before any TLS or thread exists. One loop, no threads; what
-preloading leaves running is the app's own. Each slot leads a process group, so that
-programs which a call started end with its slot.
+Forked from the agent before any TLS or thread exists. One loop, no threads; a fork
+would not take along what preloading leaves running, so slots start afresh then, as the
+zygote itself does when modules that it loaded have changed on disk. Each slot leads a
+process group, so that programs which a call started end with its slot.
 """
 
 from __future__ import annotations
 
 import gc
-import importlib
 import json
 import os
 import select
@@ -22,10 +22,14 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from flame_backend.runner.processes import die_with
+from flame_backend.runner.fresh import Origin, replace_process, spawn_slot
+from flame_backend.runner.processes import die_with, threads_left
+from flame_backend.runner.stamps import Stamps
 from flame_backend.wire.frames import FrameDecoder, Kind, Limits, pack_frame
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flame_backend.runner.parent import Parent
 
 KILL_SECONDS: Final = 2.0
@@ -39,12 +43,29 @@ _LIMITS: Final = Limits(64 * 1024 * 1024)
 
 def run_zygote(agent: socket.socket, parent: Parent, agent_pid: int) -> NoReturn:
     """Serve the agent until it is gone; never returns."""
+    origin = Origin(parent, b"", dict(os.environ))
+    _run(agent, origin, agent_pid, Zygote.serve)
+
+
+def resume_zygote(origin: Origin, facts: dict[str, Any]) -> NoReturn:
+    """Go on in a fresh interpreter, in the same process; never returns."""
+    agent = socket.socket(fileno=facts["agent"])
+    agent.set_inheritable(False)
+    _run(agent, origin, facts["agent_pid"], lambda zygote: zygote.resume(facts))
+
+
+def _run(
+    agent: socket.socket,
+    origin: Origin,
+    agent_pid: int,
+    serve: Callable[[Zygote], int],
+) -> NoReturn:
     code = EXIT_BROKEN
     try:
         die_with(agent_pid)
         # Kept until the process is gone: nothing of it is to be collected on the way.
-        zygote = Zygote(agent, parent)
-        code = zygote.serve()
+        zygote = Zygote(agent, origin, agent_pid)
+        code = serve(zygote)
     except BaseException:  # noqa: BLE001 - the last frame of this process
         traceback.print_exc()
     os._exit(code)
@@ -55,21 +76,26 @@ class _Slot:
 
     __slots__ = ("kill_at", "runner", "slot")
 
-    def __init__(self, runner: str, slot: int) -> None:
+    def __init__(self, runner: str, slot: int, kill_at: float | None = None) -> None:
         self.runner = runner
         self.slot = slot
-        self.kill_at: float | None = None
+        self.kill_at = kill_at
 
 
 class Zygote:
     """The loop."""
 
-    def __init__(self, agent: socket.socket, parent: Parent) -> None:
+    def __init__(self, agent: socket.socket, origin: Origin, agent_pid: int) -> None:
         self._agent = agent
-        self._parent = parent
+        self._origin = origin
+        self._agent_pid = agent_pid
         self._slots: dict[int, _Slot] = {}
+        self._decoder = FrameDecoder(_LIMITS)
+        self._frames: deque[tuple[int, bytes]] = deque()
         self._descriptors: deque[int] = deque()
         self._setup: dict[str, Any] = {}
+        self._stamps = Stamps()
+        self._forks = True
         self._closing = False
         self._pid = os.getpid()
         self._woken, self._wakeup = socket.socketpair()
@@ -83,24 +109,40 @@ class Zygote:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         # Loaded while the agent still shakes hands with the parent.
-        _load_slot_modules(self._parent)
-        decoder = FrameDecoder(_LIMITS)
+        _load_slot_modules(self._origin.parent)
         poll = select.poll()
         poll.register(self._agent, select.POLLIN)
         poll.register(self._woken, select.POLLIN)
         while not (self._closing and not self._slots):
+            self._bury()
+            self._kill_late()
+            while self._frames:
+                self._obey(*self._frames.popleft())
             ready = {descriptor for descriptor, _ in poll.poll(self._wait_ms())}
             if self._woken.fileno() in ready:
                 self._woken.recv(4096)
-            self._bury()
-            self._kill_late()
-            if self._agent.fileno() in ready and not self._read(decoder):
+            if self._agent.fileno() in ready and not self._read():
                 break
         self._end_slots()
         return EXIT_OK
 
-    def _read(self, decoder: FrameDecoder) -> bool:
-        """Obey what the agent sent; False when it is gone."""
+    def resume(self, facts: dict[str, Any]) -> int:
+        """Serve with the slots, and what has yet to be done, of the program before."""
+        for pid, runner, slot, kill_at in facts["slots"]:
+            self._slots[pid] = _Slot(runner, slot, kill_at)
+        for descriptor in facts["descriptors"]:
+            os.set_inheritable(descriptor, False)
+        self._descriptors += facts["descriptors"]
+        self._frames += facts["frames"]
+        if self._load():
+            return self.serve()
+        # The agent ends what is left here, once it has read why.
+        self._agent.recv(1)
+        self._end_slots()
+        return EXIT_OK
+
+    def _read(self) -> bool:
+        """Take what the agent sent; False when it is gone."""
         try:
             data, descriptors, _, _ = socket.recv_fds(self._agent, 65536, 16)
         except ConnectionResetError:
@@ -110,8 +152,8 @@ class Zygote:
             # They arrive inheritable; user code starts programs.
             os.set_inheritable(descriptor, False)
         self._descriptors += descriptors
-        for frame in decoder.feed(data):
-            self._obey(frame.kind, bytes(frame.body))
+        for frame in self._decoder.feed(data):
+            self._frames.append((int(frame.kind), bytes(frame.body)))
         return bool(data)
 
     def _wait_ms(self) -> float | None:
@@ -120,65 +162,91 @@ class Zygote:
             return None
         return max(0.0, min(moments) - time.monotonic()) * 1000 + 1
 
-    def _obey(self, kind: Kind, body: bytes) -> None:
-        if kind is Kind.WELCOME:
-            self._load(body)
+    def _obey(self, kind: int, body: bytes) -> None:
+        if kind == Kind.WELCOME:
+            self._origin = self._origin._replace(welcome=body)
+            started = time.monotonic()
+            if self._load():
+                phases = [["import", time.monotonic() - started]]
+                self._report(Kind.READY, {"pid": os.getpid(), "phases": phases})
             return
         facts = json.loads(body)
-        if kind is Kind.OPEN_SLOT:
-            self._fork(facts)
-        elif kind is Kind.KILL_SLOT:
+        if kind == Kind.OPEN_SLOT:
+            self._open_slot(facts, body)
+        elif kind == Kind.KILL_SLOT:
             self._kill(facts["runner"], facts["slot"])
-        elif kind is Kind.SHUTDOWN:
+        elif kind == Kind.SHUTDOWN:
             # Slots end when the parent closes their links; the agent ends the rest.
             self._closing = True
 
     # ------------------------------------------------------------------ the app
 
-    def _load(self, body: bytes) -> None:
-        """Become a copy of the app: its paths, its modules, its classes."""
-        started = time.monotonic()
+    def _load(self) -> bool:
+        """Become a copy of the app; False, and told, when it does not load."""
         try:
-            from flame_backend.wire.functions import load_object
+            from flame_backend.runner.loading import load_app
 
-            facts, _, setup = body.partition(b"\n")
-            paths = json.loads(facts)
-            # The app's order decides which module a name means; what only this
-            # interpreter knows comes last.
-            own = [path for path in sys.path if path not in paths["sys_path"]]
-            sys.path[:] = paths["sys_path"] + own
-            if paths["cwd"]:
-                with suppress(OSError):
-                    os.chdir(paths["cwd"])
-            self._setup = load_object(setup)
-            for module in self._setup["preload"]:
-                importlib.import_module(module)
+            self._setup = load_app(self._origin.welcome)
         except BaseException as error:  # noqa: BLE001 - the app's import may raise anything
             self._report(Kind.FAILED, _failure(error))
-            return
+            return False
+        self._stamps.take()
+        left = threads_left()
+        if left:
+            self._forks = False
+            print(
+                f"flame_backend.runner: preloading left threads running ({left}): "
+                "slots start afresh, which takes longer, instead of being forked",
+                file=sys.stderr,
+                flush=True,
+            )
         # What is loaded now stays: the collector of a slot need not touch its pages.
         gc.freeze()
-        took = time.monotonic() - started
-        self._report(Kind.READY, {"pid": os.getpid(), "phases": [["import", took]]})
+        return True
+
+    def _start_afresh(self, kind: int, body: bytes) -> NoReturn:
+        """Load the app again, and then go on with this frame."""
+        _flush()
+        facts = {
+            "agent": self._agent.fileno(),
+            "agent_pid": self._agent_pid,
+            "slots": [
+                (pid, slot.runner, slot.slot, slot.kill_at)
+                for pid, slot in self._slots.items()
+            ],
+            "descriptors": list(self._descriptors),
+            "frames": [(kind, body), *self._frames],
+        }
+        kept = [self._agent.fileno(), *self._descriptors]
+        replace_process(self._origin, "zygote", facts, kept)
 
     # ------------------------------------------------------------------ slots
 
-    def _fork(self, facts: dict[str, Any]) -> None:
+    def _open_slot(self, facts: dict[str, Any], body: bytes) -> None:
+        stale = self._stamps.any_changed()
+        if stale and not self._decoder.pending_bytes:
+            self._start_afresh(Kind.OPEN_SLOT, body)
         descriptor = self._descriptors.popleft() if self._descriptors else -1
+        if self._forks and not stale:
+            pid = self._fork(facts, descriptor)
+        else:
+            pid = spawn_slot(self._origin, facts, descriptor)
+        # Before the next fork: a copy in a sibling would keep the link open.
+        if descriptor >= 0:
+            os.close(descriptor)
+        self._slots[pid] = _Slot(facts["runner"], facts["slot"])
+
+    def _fork(self, facts: dict[str, Any], descriptor: int) -> int:
         _flush()
         with warnings.catch_warnings():
-            # Preloaded libraries start threads of their own (BLAS); forking beside
-            # them is what the app asked for with preload.
+            # Threads of libraries that end them for a fork (BLAS) are no reason.
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
             self._become_slot(facts, descriptor)
         with suppress(OSError):
             os.setpgid(pid, pid)
-        # Before the next fork: a copy in a sibling would keep the link open.
-        if descriptor >= 0:
-            os.close(descriptor)
-        self._slots[pid] = _Slot(facts["runner"], facts["slot"])
+        return pid
 
     def _become_slot(self, facts: dict[str, Any], descriptor: int) -> NoReturn:
         code = EXIT_BROKEN
@@ -194,7 +262,7 @@ class Zygote:
                 sock.close()
             from flame_backend.runner.slot import run_slot
 
-            code = run_slot(self._parent, self._setup, facts, descriptor)
+            code = run_slot(self._origin, self._setup, facts, descriptor, self._stamps)
         except BaseException:  # noqa: BLE001 - nothing may return into the zygote's loop
             traceback.print_exc()
         finally:
@@ -258,9 +326,12 @@ def _load_slot_modules(parent: Parent) -> None:
 
 
 def _failure(error: BaseException) -> dict[str, str]:
+    phase, raised = "import", error
+    if type(error).__name__ == "HookError" and error.__cause__ is not None:
+        phase, raised = "on_boot", error.__cause__
     return {
-        "phase": "import",
-        "reason": f"{type(error).__name__}: {error}"[:1024],
+        "phase": phase,
+        "reason": f"{type(raised).__name__}: {raised}"[:1024],
         "traceback": traceback.format_exc()[-TRACEBACK_CHARACTERS:],
     }
 
