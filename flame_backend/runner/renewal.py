@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.runner.chunks import run_chunk
 from flame_backend.runner.fresh import replace_process
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from flame_backend.runner.fresh import Origin
     from flame_backend.runner.stamps import Stamps
     from flame_backend.wire.link import Link
+
+LOOK_SECONDS: Final = 0.0002
+"""A look costs 2 us; calls that follow on each other's heels share one."""
 
 
 class Renewal:
@@ -30,12 +34,17 @@ class Renewal:
         self._origin = origin
         self._stamps = stamps
         self._link = link
+        self._look_at = 0.0
         self.initializer: bytes | None = None
 
     def mind(
         self, call_id: int, body: Any, call: tuple[Any, tuple[Any, ...], dict[str, Any]]
     ) -> None:
         """Start afresh with a call when its function's module has changed."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + LOOK_SECONDS
         function = call[1][0] if call[0] is run_chunk else call[0]
         while isinstance(function, partial):
             function = function.func
