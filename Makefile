@@ -8,7 +8,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo demo-cluster test lint types unit integration test-slow clean
+.PHONY: help setup demo demo-cluster test lint types unit integration test-slow bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 22
@@ -47,6 +47,11 @@ integration: $(STAMP) ## Tests on a real API server, kubelet and pods
 
 test-slow: $(STAMP) ## Tests that take many minutes (a token's whole life)
 	@$(PY) -m pytest tests -m slow
+
+bench: $(STAMP) ## Ratios beside peers and limits, in about two minutes
+	@$(PY) benchmarks/client_import.py
+	@$(PY) benchmarks/client_list.py
+	@$(PY) benchmarks/pool.py
 
 clean: ## Remove .venv and caches of this folder (never the user's cache folder)
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
