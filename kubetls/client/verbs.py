@@ -24,6 +24,9 @@ PATCH_TYPES: Final = {
 }
 
 
+FieldValidation = Literal["Ignore", "Warn", "Strict"]
+
+
 class Verbs:
     """The verbs of the API over one exchange; a `Session` is that and more."""
 
@@ -44,10 +47,22 @@ class Verbs:
         *,
         dry_run: bool = False,
         field_manager: str | None = None,
+        field_validation: FieldValidation | None = None,
         timeout: Timeout | None = None,
     ) -> dict[str, Any]:
-        """Create an object and return it as the server stored it."""
-        query = _write_query(query, field_manager, dry_run=dry_run)
+        """Create an object and return it as the server stored it.
+
+        Args:
+            path: The collection's path.
+            body: The object.
+            query: Further query parameters.
+            dry_run: Validate without doing it.
+            field_manager: Name of the writer.
+            field_validation: What unknown and duplicate fields are; None is the
+                server's default, Warn, and what it warns of is logged.
+            timeout: Replaces the session's timeouts.
+        """
+        query = _write_query(query, field_manager, field_validation, dry_run=dry_run)
         return self._verb("POST", path, body=body, query=query, timeout=timeout)
 
     def put(
@@ -58,17 +73,18 @@ class Verbs:
         *,
         dry_run: bool = False,
         field_manager: str | None = None,
+        field_validation: FieldValidation | None = None,
         timeout: Timeout | None = None,
     ) -> dict[str, Any]:
         """Replace an object; its resourceVersion, if any, is the precondition."""
-        query = _write_query(query, field_manager, dry_run=dry_run)
+        query = _write_query(query, field_manager, field_validation, dry_run=dry_run)
         metadata = body.get("metadata")
         safe = bool(metadata.get("resourceVersion")) if metadata else False
         return self._verb(
             "PUT", path, body=body, query=query, timeout=timeout, safe_to_double=safe
         )
 
-    def patch(
+    def patch(  # noqa: PLR0913 - the API's own parameters
         self,
         path: str,
         body: Any,
@@ -78,6 +94,7 @@ class Verbs:
         force: bool = False,
         query: Query = None,
         dry_run: bool = False,
+        field_validation: FieldValidation | None = None,
         timeout: Timeout | None = None,
     ) -> dict[str, Any]:
         """Change parts of an object.
@@ -89,7 +106,7 @@ class Verbs:
             raise ConfigError("type", f"must be one of {', '.join(PATCH_TYPES)}")
         if type == "apply" and not field_manager:
             raise ConfigError("field_manager", "server-side apply needs one")
-        query = _write_query(query, field_manager, dry_run=dry_run)
+        query = _write_query(query, field_manager, field_validation, dry_run=dry_run)
         if force:
             query = {**query, "force": "true"}
         headers = {"Content-Type": PATCH_TYPES[type]}
@@ -181,9 +198,15 @@ class Verbs:
 
 
 def _write_query(
-    query: Query, field_manager: str | None, *, dry_run: bool
+    query: Query,
+    field_manager: str | None,
+    field_validation: FieldValidation | None,
+    *,
+    dry_run: bool,
 ) -> dict[str, object]:
     chosen = dict(query or {})
+    if field_validation:
+        chosen["fieldValidation"] = field_validation
     if dry_run:
         chosen["dryRun"] = "All"
     if field_manager:

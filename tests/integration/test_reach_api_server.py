@@ -111,6 +111,41 @@ def test_verbs_on_a_real_server(control_plane: ControlPlane, tmp_path: Path) -> 
         assert caught.value.audit_id
 
 
+def test_unknown_fields_are_warned_of_or_refused(
+    control_plane: ControlPlane, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server's default is a warning, which is logged; Strict is a refusal."""
+    with open_session(control_plane, "127.0.0.1", tmp_path, "fields") as session:
+        maps = kubetls.path("v1", "configmaps", namespace="default")
+        body = {"metadata": {"name": "fields"}, "date": {"typed": "wrong"}}
+        session.post(maps, body, dry_run=True)
+        assert any("date" in text for text in caplog.messages)
+        with pytest.raises(kubetls.BadRequest, match="date"):
+            session.post(maps, body, dry_run=True, field_validation="Strict")
+
+
+def test_apply_update_and_wait_on_a_real_server(
+    control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    """Server-side apply by kind, ownership of fields, the conflict loop, deletion."""
+    with open_session(control_plane, "127.0.0.1", tmp_path, "apply") as session:
+        wanted = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "applied"},
+            "data": {"a": "1"},
+        }
+        path = kubetls.path("v1", "configmaps", "applied", namespace="default")
+        session.apply(wanted, "one")
+        with pytest.raises(kubetls.Conflict):
+            session.apply(wanted | {"data": {"a": "2"}}, "two")
+        session.apply(wanted | {"data": {"a": "2"}}, "two", force=True)
+        stored = session.update(path, lambda item: item["data"].update(b="3"))
+        assert {"a": "2", "b": "3"} == stored["data"]
+        session.delete(path, uid=stored["metadata"]["uid"])
+        assert session.wait(path, "delete", timeout=10) is None
+
+
 def test_list_watch_survives_a_restart(
     control_plane: ControlPlane, tmp_path: Path
 ) -> None:
