@@ -112,9 +112,14 @@ class Leases:
         with ledger.lock:
             now = time.monotonic()
             lease = ledger.release(call, now)
+            if lease is None:
+                return
+            if lease.end is not None:
+                # It ended while the call held it, so nobody else closes it.
+                lease.link.close()
             # One that is being killed: the next process of its slot comes back
             # instead of it.
-            if lease is None or call.doom is not None:
+            if call.doom is not None:
                 return
             commands = ledger.machine.finished(lease.runner, lease.slot, now)
             deferred = ledger.settle(commands, now) if commands else commands
