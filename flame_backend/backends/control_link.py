@@ -22,6 +22,9 @@ from flame_backend.errors import LinkClosed, MalformedFrame
 from flame_backend.wire.frames import CONTROL_LIMITS, FrameDecoder, Kind
 from flame_backend.wire.text import clean
 
+LOG_CHARACTERS = 16 * 1024
+"""More than an agent puts into one frame."""
+
 _READ_BYTES = 64 * 1024
 
 
@@ -29,7 +32,7 @@ class Report(NamedTuple):
     """What an agent said.
 
     Attributes:
-        kind: HELLO, READY, FAILED, SLOT_ENDED, DRAIN or GOODBYE.
+        kind: HELLO, READY, FAILED, SLOT_ENDED, LOG, DRAIN or GOODBYE.
         facts: Its facts, checked for their types and cleaned.
     """
 
@@ -147,6 +150,16 @@ def _facts(kind: Kind, said: Any) -> tuple[Any, ...]:
         if type(slot) is not int:
             raise TypeError
         return clean(said["runner"], 253), slot, code, number
+    if kind is Kind.LOG:
+        slot, call = said["slot"], said["call"]
+        if type(slot) is not int or type(call) is not int:
+            raise TypeError
+        return (
+            clean(said["runner"], 253),
+            slot,
+            call,
+            clean(said["text"], LOG_CHARACTERS),
+        )
     if kind in {Kind.GOODBYE, Kind.DRAIN}:
         return (clean(said["reason"], 200),)
     raise ValueError

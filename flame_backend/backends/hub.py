@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from flame_backend.backends.control_link import ControlLink
 from flame_backend.backends.loop import READ, WRITE, Loop
+from flame_backend.backends.output import Output
 from flame_backend.backends.tickets import TICKET_BYTES, TICKET_SECONDS, Tickets
 from flame_backend.backends.welcome import version_skew, welcome_body
 from flame_backend.errors import LinkClosed, MalformedFrame
@@ -84,6 +85,7 @@ class Hub:
         self._agents: dict[str, ControlLink] = {}
         self._greeting: dict[tuple[str, int], socket.socket] = {}
         self._tickets = Tickets()
+        self.output = Output(spec.name)
         self._beating = False
         self.slot_limits = Limits(
             spec.max_result, SEGMENTS, max(spec.max_payload, spec.max_result)
@@ -225,6 +227,11 @@ class Hub:
             events.agent_failed(link.name, *facts)
         elif kind is Kind.DRAIN:
             events.agent_draining(link.name, *facts)
+        elif kind is Kind.LOG:
+            runner, slot, call, text = facts
+            # What a program prints after the end of its slot is still told.
+            known = (runner, slot) in link.slots
+            self.output.take(runner if known else link.name, call, text)
         elif kind is Kind.GOODBYE:
             link.expected, link.farewell = True, facts[0]
         else:

@@ -181,6 +181,10 @@ class LocalBackend:
             agent.process.returncode = 0
         self._reset()
 
+    def log_tail(self, call: int) -> str:
+        """Return the last lines that a call printed, as far as they have arrived."""
+        return self._hub.output.tail(call) if self._hub is not None else ""
+
     def describe(self) -> dict[str, Any]:
         """Return facts for status()."""
         pid = self._current.process.pid if self._current else None

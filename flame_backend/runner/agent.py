@@ -17,12 +17,14 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.errors import LinkUnauthenticated, MalformedFrame
 from flame_backend.runner.control import Control
 from flame_backend.runner.processes import adopt_orphans, descendants
+from flame_backend.runner.pump import Pump
 from flame_backend.wire.frames import CONTROL_LIMITS, FrameDecoder, Kind, pack_frame
 
 if TYPE_CHECKING:
@@ -58,6 +60,8 @@ class Agent:
         self._zygote_pid = zygote_pid
         self._control = Control(parent)
         self._poll = select.poll()
+        self._pump = Pump(self._poll, lambda facts: self._control.send(Kind.LOG, facts))
+        self._outlets: deque[int] = deque()
         self._exit: int | None = None
         self._welcomed = False
         self._refused = False
@@ -86,6 +90,8 @@ class Agent:
             self._serve()
         finally:
             self._end_all()
+            self._pump.drain()
+            self._pump.close()
             signal.set_wakeup_fd(-1)
             for end in (wakeup, woken):
                 end.close()
@@ -162,11 +168,12 @@ class Agent:
                 self._from_parent()
             if self._guard in ready:
                 self._exit = EXIT_PARENT_LOST
+            self._pump.serve(ready)
             if self._exit is None:
                 self._clock()
 
     def _wait_ms(self) -> float:
-        moments = [self._beat]
+        moments = [self._beat, time.monotonic() + self._pump.wait()]
         if self._terminate is not None:
             moments.append(self._terminate[0])
         return max(0.0, min(moments) - time.monotonic()) * 1000 + 1
@@ -268,9 +275,12 @@ class Agent:
 
     def _from_zygote(self, decoder: FrameDecoder) -> None:
         try:
-            data = self._zygote.recv(_READ_BYTES)
+            data, given, _, _ = socket.recv_fds(self._zygote, _READ_BYTES, 16)
         except ConnectionResetError:
-            data = b""
+            data, given = b"", []
+        for descriptor in given:
+            os.set_inheritable(descriptor, False)
+        self._outlets += given
         if not data:
             # Its end follows; until then this socket would be ready forever.
             self._poll.unregister(self._zygote)
@@ -278,11 +288,22 @@ class Agent:
             return
         for frame in decoder.feed(data):
             body = bytes(frame.body)
+            if frame.kind is Kind.OPEN_SLOT:
+                self._open_outlet(json.loads(body))
+                continue
+            if frame.kind is Kind.SLOT_ENDED:
+                facts = json.loads(body)
+                self._pump.drain((facts["runner"], facts["slot"]))
             self._control.send_frame(frame.kind, body)
             if frame.kind is Kind.FAILED:
                 # The class alone: who may read a pod's status may not read its log.
                 self._tell(f"the app failed to load: {_class_named(body)}")
                 self._exit = EXIT_IMPORT
+
+    def _open_outlet(self, facts: dict[str, Any]) -> None:
+        """Read what a new slot prints; its descriptors came with the frame."""
+        out, err, cell = (self._outlets.popleft() for _ in range(3))
+        self._pump.add(facts["runner"], facts["slot"], [out, err], cell)
 
     def _goodbye(self, reason: str, code: int) -> None:
         self._control.send(Kind.GOODBYE, {"reason": reason})

@@ -57,15 +57,22 @@ def replace_process(
     os.execve(sys.executable, _command(state), origin.environ)  # noqa: S606 - this interpreter
 
 
-def spawn_slot(origin: Origin, facts: dict[str, Any], descriptor: int) -> int:
+def spawn_slot(
+    origin: Origin, facts: dict[str, Any], descriptor: int, output: list[int]
+) -> int:
     """Start a slot as a child that shares nothing with this process; return its pid."""
-    told = {"facts": facts, "descriptor": descriptor, "zygote": os.getpid()}
+    told = {
+        "facts": facts,
+        "descriptor": descriptor,
+        "zygote": os.getpid(),
+        "output": output,
+    }
     state = _written(origin, "slot", told)
     try:
         # A duplicate onto itself is what lets one descriptor through.
         actions = [
             (os.POSIX_SPAWN_DUP2, number, number)
-            for number in (state, descriptor)
+            for number in (state, descriptor, *output)
             if number >= 0
         ]
         return os.posix_spawn(

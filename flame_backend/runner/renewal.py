@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.runner.chunks import run_chunk
 from flame_backend.runner.fresh import replace_process
+from flame_backend.runner.output import running
 from flame_backend.wire.functions import dump_object
 
 if TYPE_CHECKING:
@@ -62,11 +63,13 @@ class Renewal:
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):
                 stream.flush()
+        kept = [self._link.fileno(), *running.given]
         facts = {
             "descriptor": self._link.fileno(),
             "max_payload": self._link.limits.body_bytes,
             "initializer": self.initializer if call_id else None,
             "call_id": call_id,
             "body": body,
+            "output": running.given,
         }
-        replace_process(self._origin, "call", facts, [self._link.fileno()])
+        replace_process(self._origin, "call", facts, kept)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from flame_backend.errors import LinkError
 from flame_backend.runner.fresh import read_state, replace_process
 from flame_backend.runner.loading import load_app
+from flame_backend.runner.output import running
 from flame_backend.runner.parent import remember
 from flame_backend.runner.processes import die_with
 from flame_backend.runner.slot import (
@@ -58,6 +59,7 @@ def main() -> NoReturn:
 def _start(origin: Origin, facts: dict[str, Any]) -> int:
     """Be a new slot, a child of the zygote."""
     die_with(facts["zygote"])
+    _print_into(facts["output"])
     descriptor = facts["descriptor"]
     if descriptor >= 0:
         os.set_inheritable(descriptor, False)
@@ -67,6 +69,8 @@ def _start(origin: Origin, facts: dict[str, Any]) -> int:
 
 def _resume(origin: Origin, facts: dict[str, Any]) -> int:
     """Be the slot that this process was, and go on with its call."""
+    _print_into(facts["output"])
+    running.begin(facts["call_id"])
     prepare()
     sock = connected(origin.parent, facts["descriptor"])
     sock.set_inheritable(False)
@@ -91,8 +95,15 @@ def _try_again(
         if kind is Kind.CALL:
             given = body if isinstance(body, bytes) else body.read()
             told = facts | {"call_id": call_id, "body": given}
-            replace_process(origin, "call", told, [link.fileno()])
+            replace_process(origin, "call", told, [link.fileno(), *running.given])
     return EXIT_LINK
+
+
+def _print_into(given: list[int]) -> None:
+    for descriptor in given:
+        os.set_inheritable(descriptor, False)
+    if given:
+        running.attach(given)
 
 
 def _stamps() -> Stamps:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.errors import LinkError, PayloadTooLarge, ResultNotSerializable
+from flame_backend.runner.output import running
 from flame_backend.runner.progress import current
 from flame_backend.runner.renewal import Renewal
 from flame_backend.wire.exceptions import encode_exception
@@ -152,6 +153,7 @@ class Slot:
         if call_id == INITIALIZER and self.renewal is not None:
             body = body if type(body) is bytes else body.read()
             self.renewal.initializer = body
+        running.begin(call_id)
         current.begin(_Reporter(link, call_id, self._result_types))
         answer, encoded = self._answer(body)
         current.end()
@@ -160,6 +162,7 @@ class Slot:
             os._exit(EXIT_OK)
         link.send(answer, call_id, encoded.body, encoded.segments)
         flush_output()
+        running.end()
 
     def _answer(self, body: Any) -> tuple[Kind, Encoded]:
         """Run one call and encode its outcome."""

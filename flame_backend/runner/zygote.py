@@ -23,6 +23,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from flame_backend.runner.fresh import Origin, replace_process, spawn_slot
+from flame_backend.runner.output import Outlet, is_possible, running
 from flame_backend.runner.processes import die_with, threads_left
 from flame_backend.runner.stamps import Stamps
 from flame_backend.wire.frames import FrameDecoder, Kind, Limits, pack_frame
@@ -227,28 +228,47 @@ class Zygote:
         if stale and not self._decoder.pending_bytes:
             self._start_afresh(Kind.OPEN_SLOT, body)
         descriptor = self._descriptors.popleft() if self._descriptors else -1
+        outlet = self._outlet(facts)
         if self._forks and not stale:
-            pid = self._fork(facts, descriptor)
+            pid = self._fork(facts, descriptor, outlet)
         else:
-            pid = spawn_slot(self._origin, facts, descriptor)
+            given = outlet.given() if outlet else []
+            pid = spawn_slot(self._origin, facts, descriptor, given)
         # Before the next fork: a copy in a sibling would keep the link open.
         if descriptor >= 0:
             os.close(descriptor)
+        if outlet:
+            outlet.close()
         self._slots[pid] = _Slot(facts["runner"], facts["slot"])
 
-    def _fork(self, facts: dict[str, Any], descriptor: int) -> int:
+    def _outlet(self, facts: dict[str, Any]) -> Outlet | None:
+        """Make what a slot prints into, and give the agent its end."""
+        if not is_possible():
+            return None
+        outlet = Outlet()
+        told = {"runner": facts["runner"], "slot": facts["slot"]}
+        data = pack_frame(Kind.OPEN_SLOT, json.dumps(told).encode())
+        with suppress(BrokenPipeError, ConnectionResetError):
+            socket.send_fds(self._agent, [data], [*outlet.reads, outlet.cell])
+        return outlet
+
+    def _fork(
+        self, facts: dict[str, Any], descriptor: int, outlet: Outlet | None
+    ) -> int:
         _flush()
         with warnings.catch_warnings():
             # Threads of libraries that end them for a fork (BLAS) are no reason.
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
-            self._become_slot(facts, descriptor)
+            self._become_slot(facts, descriptor, outlet)
         with suppress(OSError):
             os.setpgid(pid, pid)
         return pid
 
-    def _become_slot(self, facts: dict[str, Any], descriptor: int) -> NoReturn:
+    def _become_slot(
+        self, facts: dict[str, Any], descriptor: int, outlet: Outlet | None
+    ) -> NoReturn:
         code = EXIT_BROKEN
         try:
             die_with(self._pid)
@@ -260,6 +280,10 @@ class Zygote:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             for sock in (self._agent, self._woken, self._wakeup):
                 sock.close()
+            if outlet:
+                for read in outlet.reads:
+                    os.close(read)
+                running.attach(outlet.given())
             from flame_backend.runner.slot import run_slot
 
             code = run_slot(self._origin, self._setup, facts, descriptor, self._stamps)

@@ -54,6 +54,7 @@ class Kind(IntEnum):
     RESULT = 14
     ERROR = 15
     PROGRESS = 16
+    LOG = 17
 
 
 KINDS: Final = {int(kind): kind for kind in Kind}
