@@ -147,7 +147,7 @@ def test_control_characters_are_escaped(
     caplog.set_level(logging.INFO, LOGGER)
     pool.call(say, "\x1b[2J\x07")
     until(lambda: len(lines(caplog)) == 2)
-    assert r"\x1b[2J\x07" == lines(caplog)[0][1]
+    assert r"\x1b[2J\x07" in {text for _, text in lines(caplog)}
 
 
 def test_bytes_that_look_like_a_mark_are_output(

@@ -17,9 +17,9 @@ import termios
 from contextlib import suppress
 from typing import Final
 
-CELL_BYTES: Final = 8
-MARK: Final = b"\0\0flame\0"
-MARK_BYTES: Final = len(MARK) + CELL_BYTES
+from flame_backend.runner.pump import CELL_BYTES, MARK
+
+_NO_CALL: Final = bytes(CELL_BYTES)
 
 
 class Outlet:
@@ -53,11 +53,16 @@ class Running:
 
     def __init__(self) -> None:
         self.given: list[int] = []
+        self._writes: list[int] = []
+        self._unread = array.array("i", [0])
         self._cell: mmap.mmap | None = None
 
     def attach(self, given: list[int]) -> None:
         """Print into the pipes of an outlet from now on."""
-        *writes, cell = self.given = given
+        self.given = given
+        *writes, cell = given
+        # Our own copies: user code may have closed or replaced the streams.
+        self._writes = writes
         for stream, (number, target) in zip(
             (sys.stdout, sys.stderr), enumerate(writes, start=1), strict=True
         ):
@@ -76,15 +81,16 @@ class Running:
         """It is over, and its output written."""
         if self._cell is None:
             return
-        mark = MARK + self._cell[:]
-        unread = array.array("i", [0])
-        for target in self.given[:2]:
-            # Our own copies: user code may have closed or replaced the streams.
-            with suppress(OSError):
+        unread = self._unread
+        try:
+            for target in self._writes:
                 fcntl.ioctl(target, termios.FIONREAD, unread)
                 if unread[0]:
-                    os.write(target, mark)
-        self._cell[:] = bytes(CELL_BYTES)
+                    os.write(target, MARK + self._cell[:])
+        except OSError:
+            # User code closes what it likes; then nothing comes this way any more.
+            self._writes = []
+        self._cell[:] = _NO_CALL
 
 
 running = Running()

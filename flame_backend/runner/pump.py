@@ -28,8 +28,13 @@ GATHER_SECONDS: Final = 0.1
 DRAIN_SECONDS: Final = 0.5
 """How long the end of a slot waits for a stream that takes nothing."""
 
-_MARK: Final = b"\0\0flame\0"
-_MARK_BYTES: Final = len(_MARK) + 8
+CELL_BYTES: Final = 8
+"""Of the shared memory that holds the id of the call that runs in a slot."""
+
+MARK: Final = b"\0\0flame\0"
+"""Stands, with an id behind it, where the output of a call ends."""
+
+_MARK_BYTES: Final = len(MARK) + CELL_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +77,7 @@ class Pump:
 
     def add(self, runner: str, slot: int, reads: list[int], cell: int) -> None:
         """Read a slot's output from these descriptors."""
-        memory = mmap.mmap(cell, 8, prot=mmap.PROT_READ)
+        memory = mmap.mmap(cell, CELL_BYTES, prot=mmap.PROT_READ)
         os.close(cell)
         for number, descriptor in enumerate(reads, start=1):
             os.set_blocking(descriptor, False)
@@ -85,7 +90,7 @@ class Pump:
             if _takes(self._streams[descriptor].number, 0):
                 self._paused.discard(descriptor)
                 self._poll.register(descriptor, select.POLLIN)
-        for descriptor in ready & self._streams.keys():
+        for descriptor in sorted(ready & self._streams.keys()):
             stream = self._streams[descriptor]
             if stream.number in self._broken or _takes(stream.number, 0):
                 self._move(descriptor, stream)
@@ -138,7 +143,7 @@ class Pump:
             self._forget(descriptor)
             return False
         after = int.from_bytes(stream.cell[:], "little")
-        *marked, rest = (stream.held + data).split(_MARK)
+        *marked, rest = (stream.held + data).split(MARK)
         stream.held = b""
         if marked:
             self._take_marked(stream, marked, rest, after)
@@ -152,21 +157,21 @@ class Pump:
         """Take what stands before each mark for the call that the mark names."""
         text = marked[0]
         for part in (*marked[1:], rest):
-            if len(part) < 8:
+            if len(part) < CELL_BYTES:
                 # The mark itself is cut: it counts with the next bytes.
-                stream.held = text + _MARK + part
+                stream.held = text + MARK + part
                 return
-            self._take(stream, text, int.from_bytes(part[:8], "little"))
+            self._take(stream, text, int.from_bytes(part[:CELL_BYTES], "little"))
             self._tell(stream)
-            text = part[8:]
+            text = part[CELL_BYTES:]
         self._take_held(stream, text, call)
 
     def _take_held(self, stream: _Stream, text: bytes, call: int) -> None:
         """Take what is surely no beginning of a mark."""
-        start = text.rfind(b"\0", -len(_MARK))
+        start = text.rfind(b"\0", -len(MARK))
         while start > 0 and text[start - 1 : start] == b"\0":
             start -= 1
-        if start >= 0 and _MARK.startswith(text[start:]):
+        if start >= 0 and MARK.startswith(text[start:]):
             stream.held = text[start:]
             text = text[:start]
         self._take(stream, text, call)
