@@ -15,6 +15,7 @@ import flame_backend as flame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 LOGGER = "flame_backend.runner.output"
 
@@ -158,3 +159,36 @@ def test_bytes_that_look_like_a_mark_are_output(
         pool.call(os.write, 1, b"\0" * size + b"|")
     pool.shutdown()
     assert "\0" * 13013 == capfd.readouterr().out.replace("|", "")
+
+
+BLOCKED = """
+import flame_backend as flame, sys, time
+
+def flood():
+    for _ in range(1000):
+        print("x" * 1000)
+
+if __name__ == "__main__":
+    with flame.Pool("blocked", max=1, backend=flame.LocalBackend()) as pool:
+        assert 3 == pool.call(len, "abc")
+        try:
+            pool.options(timeout=1).call(flood)
+        except flame.CallTimeout:
+            print("timeout", file=sys.stderr)
+        assert 4 == pool.call(len, "abcd")
+        print("next", file=sys.stderr)
+"""
+
+
+def test_stream_that_takes_nothing_stops_the_call_and_not_the_agent(
+    tmp_path: Path,
+) -> None:
+    """Its timeout still ends it, the next call works, and so does the end."""
+    script = tmp_path / "app.py"
+    script.write_text(BLOCKED)
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as app:
+        assert app.stderr is not None
+        assert [b"timeout\n", b"next\n"] == app.stderr.readlines()[:2]
+        assert 0 == app.wait(30)
