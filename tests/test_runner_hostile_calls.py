@@ -287,6 +287,31 @@ def test_strange_exception_hangs_nothing_in_either_codec(
         assert 4 == pool.call(len, "abcd")
 
 
+def leave_and_sleep() -> None:
+    leave_children()
+    time.sleep(120)
+
+
+@pytest.mark.parametrize("how", ["killed", "idle"])
+def test_children_of_a_call_end_with_its_slot(tmp_path: Path, how: str) -> None:
+    """Those in sessions of their own too, while the pool lives on."""
+    backend = flame.LocalBackend(env={"HOSTILE_TEST": str(tmp_path)})
+    variable = f"HOSTILE_TEST={tmp_path}"
+    with flame.Pool("leaving", max=1, idle_shutdown_after=0.5, backend=backend) as pool:
+        if how == "killed":
+            with pytest.raises(flame.CallTimeout):
+                pool.options(timeout=0.5).call(leave_and_sleep)
+        else:
+            pool.call(leave_children)
+            assert 6 == len(marked(variable))
+        deadline = time.monotonic() + 10
+        # Agent and zygote stay for the next runner.
+        while 2 != len(left := marked(variable)):
+            assert time.monotonic() < deadline, left
+            time.sleep(0.05)
+        assert 4 == pool.call(len, "abcd")
+
+
 def print_much() -> str:
     for _ in range(100):
         print("x" * 1_000_000)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.errors import LinkUnauthenticated, MalformedFrame
 from flame_backend.runner.control import Control
-from flame_backend.runner.processes import adopt_orphans, descendants
+from flame_backend.runner.processes import adopt_orphans, end_below
 from flame_backend.runner.pump import Pump
 from flame_backend.wire.frames import CONTROL_LIMITS, FrameDecoder, Kind, pack_frame
 
@@ -319,9 +319,7 @@ class Agent:
         self._zygote.close()
         deadline = time.monotonic() + END_SECONDS
         while time.monotonic() < deadline:
-            for pid in descendants(os.getpid()):
-                with suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
+            end_below(os.getpid())
             try:
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass

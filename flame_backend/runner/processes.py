@@ -11,6 +11,10 @@ import signal
 import sys
 import warnings
 from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -90,6 +94,14 @@ def descendants(root: int) -> list[int]:
         ]
         below.update(found)
     return [pid for pid in below if pid != root and not table[pid][2]]
+
+
+def end_below(root: int, only: Collection[int] | None = None) -> None:
+    """Kill the processes below one, or those of them that are named."""
+    for pid in descendants(root):
+        if only is None or pid in only:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _table() -> dict[int, tuple[int, int, bool]]:

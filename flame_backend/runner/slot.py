@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.errors import LinkError, PayloadTooLarge, ResultNotSerializable
 from flame_backend.runner.output import running
+from flame_backend.runner.processes import end_below
 from flame_backend.runner.progress import current
 from flame_backend.runner.renewal import Renewal
 from flame_backend.wire.exceptions import encode_exception
@@ -131,6 +132,8 @@ class Slot:
             return EXIT_OK
         finally:
             link.close()
+            # Programs that calls left behind end with their slot.
+            end_below(os.getpid())
 
     def resume(self, initializer: bytes | None, call_id: int, body: bytes) -> int:
         """Serve a call that this process was replaced for, and then any other."""

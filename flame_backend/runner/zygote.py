@@ -24,7 +24,12 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from flame_backend.runner.fresh import Origin, replace_process, spawn_slot
 from flame_backend.runner.output import Outlet, is_possible, running
-from flame_backend.runner.processes import die_with, threads_left
+from flame_backend.runner.processes import (
+    descendants,
+    die_with,
+    end_below,
+    threads_left,
+)
 from flame_backend.runner.stamps import Stamps
 from flame_backend.wire.frames import FrameDecoder, Kind, Limits, pack_frame
 
@@ -75,12 +80,14 @@ def _run(
 class _Slot:
     """One forked process."""
 
-    __slots__ = ("kill_at", "runner", "slot")
+    __slots__ = ("below", "kill_at", "runner", "slot")
 
     def __init__(self, runner: str, slot: int, kill_at: float | None = None) -> None:
         self.runner = runner
         self.slot = slot
         self.kill_at = kill_at
+        # Processes it had when it was to end, in whatever group or session.
+        self.below: list[int] = []
 
 
 class Zygote:
@@ -297,6 +304,7 @@ class Zygote:
         for pid, found in self._slots.items():
             if found.runner == runner and found.slot == slot and not found.kill_at:
                 found.kill_at = time.monotonic() + KILL_SECONDS
+                found.below = descendants(pid)
                 _signal_group(pid, signal.SIGTERM)
 
     def _kill_late(self) -> None:
@@ -316,6 +324,9 @@ class Zygote:
             if os.waitid(os.P_PID, pid, options) is None:
                 continue
             _signal_group(pid, signal.SIGKILL)
+            if slot.below:
+                # The agent has adopted them.
+                end_below(self._agent_pid, slot.below)
             _, status = os.waitpid(pid, 0)
             del self._slots[pid]
             self._report_end(slot, os.waitstatus_to_exitcode(status))
