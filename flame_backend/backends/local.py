@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from flame_backend.backends.base import PoolSpec, Sink
+    from flame_backend.backends.output import Output
     from flame_backend.wire.link import Link
 
 END_SECONDS: Final = 5.0
@@ -92,6 +93,8 @@ class LocalBackend:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._hub: Hub | None = None
+        # Also asked when the pool has ended.
+        self._output: Output | None = None
         self._agents: dict[str, _Agent] = {}
         self._current: _Agent | None = None
         self._runners: dict[str, _Runner] = {}
@@ -111,6 +114,7 @@ class LocalBackend:
         self._spec = spec
         self._sink = sink
         self._hub = Hub(spec, self)
+        self._output = self._hub.output
 
     def boot(self, runner: str) -> None:
         """Start a runner: its slots, and an agent when there is none."""
@@ -183,7 +187,7 @@ class LocalBackend:
 
     def log_tail(self, call: int) -> str:
         """Return the last lines that a call printed, as far as they have arrived."""
-        return self._hub.output.tail(call) if self._hub is not None else ""
+        return self._output.tail(call) if self._output is not None else ""
 
     def describe(self) -> dict[str, Any]:
         """Return facts for status()."""
