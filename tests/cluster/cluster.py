@@ -146,8 +146,11 @@ class BuiltCluster:
             self.load_image(image.python_image(Path(folder)))
 
 
-def await_namespace(cluster: Cluster, namespace: str, seconds: float = 20) -> None:
+def await_namespace(cluster: Cluster, namespace: str, seconds: float = 90) -> None:
     """Wait until a namespace has what pods need: an account and the cluster's CA.
+
+    After an outage of the API server the controllers come back with their next
+    attempt, and client-go leaves up to a minute between two of them.
 
     Raises:
         ClusterUnavailable: The controllers did not make them in time.
