@@ -193,6 +193,7 @@ TABLE = {
     "flame_backend.wire.functions": "edges",
     "flame_backend.wire.hashing": "rules",
     "flame_backend.wire.link": "edges",
+    "flame_backend.wire.main_script": "edges",
     "flame_backend.wire.rebuilding": "edges",
     "flame_backend.wire.stack": "edges",
     "flame_backend.wire.tags": "values",
@@ -357,16 +358,27 @@ def importers(name: str) -> set[str]:
     }
 
 
+MAKE_PICKLES = {"flame_backend.wire.functions", "flame_backend.wire.main_script"}
+READS_PICKLES = "flame_backend.wire.functions"
+
+
 @pytest.mark.parametrize("name", ["pickle", "cloudpickle", "marshal", "shelve", "dill"])
 def test_only_functions_are_pickled(name: str) -> None:
-    """One module makes and reads pickles; everything else is data."""
-    assert importers(name) <= {"flame_backend.wire.functions"}
+    """Two modules know pickles; everything else is data."""
+    assert importers(name) <= MAKE_PICKLES
 
 
 def test_codec_of_functions_is_where_it_should_be() -> None:
     """The rule above does not pass because nothing was found."""
-    expected = {"flame_backend.wire.functions"}
-    assert expected == importers("pickle") == importers("cloudpickle")
+    assert importers("pickle") == MAKE_PICKLES
+    assert importers("cloudpickle") == MAKE_PICKLES - {READS_PICKLES}
+
+
+@pytest.mark.parametrize("module", sorted(MAKE_PICKLES))
+def test_one_module_reads_pickles(module: str) -> None:
+    """What loads a pickle stands in one place."""
+    readers = {"Unpickler", "load", "loads"}
+    assert bool(readers & words(SOURCES[module])) == (module == READS_PICKLES)
 
 
 def words(source: str) -> set[str]:

@@ -32,6 +32,35 @@ CONSTRUCTORS = {
 }
 
 PROGRAMS = {
+    "globals that an initializer and calls set": """
+        import os
+        model = None
+        seen = {}
+        class Counter:
+            def __init__(self):
+                self.times = 0
+            def count(self):
+                self.times += 1
+                return self.times
+        counter = Counter()
+        def load(name):
+            global model
+            model = name.upper()
+        def known():
+            return model
+        def work(n):
+            times = counter.count()
+            seen[n] = times
+            return (os.getpid(), times), known(), len(seen)
+        if __name__ == "__main__":
+            with executor(initializer=load, initargs=("weights",)) as pool:
+                last = {}
+                for (pid, times), name, sees in pool.map(work, range(40)):
+                    assert name == "WEIGHTS" and sees == times
+                    assert times == last.get(pid, 0) + 1
+                    last[pid] = times
+                print(sum(last.values()), model, counter.times, seen)
+    """,
     "map with chunks, in order, over several inputs": """
         def add(a, b):
             return a + b

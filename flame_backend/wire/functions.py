@@ -2,7 +2,7 @@
 
 Parent to runner is trusted: running the parent's code is what a runner is for. Plain
 pickle carries functions of importable modules by reference; whatever names `__main__`,
-and lambdas, go by value through cloudpickle, the only import of which is here.
+and lambdas, go by value through cloudpickle (`main_script`).
 
 Large `bytes` are written as they are: the pickler hands them to a collector that keeps
 the object, and the runner reads them from the link straight into their final place.
@@ -100,10 +100,10 @@ def _pickled(value: object) -> _Collector:
             return collected
     except (pickle.PicklingError, AttributeError, TypeError):
         pass
-    import cloudpickle
+    from flame_backend.wire import main_script
 
     collected = _Collector()
-    cloudpickle.Pickler(collected, PROTOCOL).dump(value)
+    main_script.Pickler(collected, PROTOCOL).dump(value)
     return collected
 
 
