@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import os
+import subprocess
 import sys
 import textwrap
 import time
@@ -17,8 +17,6 @@ import flame_backend as flame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from flame_backend.backends.base import PoolSpec
 
 
 class App:
@@ -187,14 +185,9 @@ def test_change_that_does_not_load_is_told(
         pool.options(timeout=20, queue_timeout=20).call(module.number)
 
 
-def boot(**changes: Any) -> Callable[..., flame.Pool]:
-    """Return a maker of pools whose spec has other values."""
-
-    class Backend(flame.LocalBackend):
-        def open(self, spec: PoolSpec, sink: Any) -> None:
-            super().open(dataclasses.replace(spec, **changes), sink)
-
-    return lambda **options: flame.Pool("hook", max=1, backend=Backend(), **options)
+def hook(**options: Any) -> flame.Pool:
+    """Return a pool of one runner, on local processes if nothing is said."""
+    return flame.Pool("hook", max=1, **{"backend": flame.LocalBackend(), **options})
 
 
 def remember_boot() -> None:
@@ -207,7 +200,7 @@ def raise_at_boot() -> None:
 
 def test_on_boot_runs_once_in_the_zygote() -> None:
     """Before the forks, so that all slots share what it made."""
-    with boot(on_boot=remember_boot)(max_concurrency=2) as pool:
+    with hook(on_boot=remember_boot, max_concurrency=2) as pool:
         for _ in range(2):
             booted, parent = pool.call(
                 eval,
@@ -219,15 +212,32 @@ def test_on_boot_runs_once_in_the_zygote() -> None:
                 pool.call(os._exit, 3)
 
 
-def test_on_boot_that_raises_fails_the_boot() -> None:
+@pytest.mark.parametrize("backend", [flame.LocalBackend, flame.InlineBackend])
+def test_on_boot_that_raises_fails_the_boot(backend: Callable[[], Any]) -> None:
     """With its phase, its error and its traceback."""
     with (
-        boot(on_boot=raise_at_boot)() as pool,
+        hook(on_boot=raise_at_boot, backend=backend()) as pool,
         pytest.raises(flame.AppImportError, match="no such model") as caught,
     ):
         pool.call(len, "abc")
     assert "on_boot" == caught.value.phase
     assert "in raise_at_boot" in caught.value.log_tail
+
+
+def test_on_boot_of_the_main_script_sets_its_globals(tmp_path: Path) -> None:
+    """What it loads once is there in all slots."""
+    script = tmp_path / "app.py"
+    script.write_text(textwrap.dedent(HOOKED))
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "[True, True]\n" == done.stdout
+
+
+def test_on_boot_is_a_function() -> None:
+    """Anything else is refused by name."""
+    with pytest.raises(flame.ConfigurationError, match="on_boot"):
+        hook(on_boot="load")
 
 
 def test_import_error_fails_the_boot_with_its_traceback(
@@ -241,6 +251,27 @@ def test_import_error_fails_the_boot_with_its_traceback(
     assert "import" == caught.value.phase
     assert f"{app.name}.py" in caught.value.log_tail
 
+
+HOOKED = """
+    import os
+    import flame_backend as flame
+
+    loaded = None
+
+    def load():
+        global loaded
+        loaded = os.getpid()
+
+    def works(n):
+        return loaded == os.getppid()
+
+    if __name__ == "__main__":
+        backend = flame.LocalBackend()
+        with flame.Pool(
+            "app", max=1, max_concurrency=2, on_boot=load, backend=backend
+        ) as pool:
+            print(list(pool.map(works, range(2))))
+"""
 
 THREADED = """
     import threading

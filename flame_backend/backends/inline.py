@@ -13,9 +13,11 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.backends.base import RunnerInfo
-from flame_backend.errors import LinkClosed
+from flame_backend.errors import AppImportError, LinkClosed
+from flame_backend.runner.loading import failure, prepare
 from flame_backend.runner.slot import Slot
 from flame_backend.wire.frames import Frame, Limits
+from flame_backend.wire.functions import dump_object, load_object
 from flame_backend.wire.link import Link
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class InlineBackend:
         """Take over the codec's options."""
         self._sink = sink
         self._slots = spec.slots
+        self._app = (spec.preload, spec.on_boot)
         self._setup = {
             "results": spec.results,
             "result_types": spec.result_types,
@@ -54,7 +57,16 @@ class InlineBackend:
         }
 
     def boot(self, runner: str) -> None:
-        """Report a runner and its slots, at once."""
+        """Load the app as a runner does; report a runner and its slots, at once."""
+        preload, on_boot = self._app
+        try:
+            prepare(preload, on_boot and load_object(dump_object(on_boot)))
+        except Exception as error:  # noqa: BLE001 - the app's import may raise anything
+            told = failure(error)
+            reason, tail = told["reason"], told["traceback"]
+            failed = AppImportError(runner, told["phase"], reason, tail)
+            self._sink.boot_failed(runner, failed)
+            return
         self._sink.ready(RunnerInfo(runner=runner, node=NODE))
         for slot in range(self._slots):
             self.open_slot(runner, slot)

@@ -85,6 +85,8 @@ class Pool(Forms, concurrent.futures.Executor):
         max_result: Largest result in bytes, large buffers aside.
         max_payload: Largest request in bytes.
         preload: Modules a runner imports before it is ready.
+        on_boot: Called without arguments once in each runner after that, before the
+            processes of its slots are forked; when it raises, the boot has failed.
         initializer: Called in each slot's process before its first call; when it
             raises, the boot has failed.
         initargs: Its arguments.
@@ -123,6 +125,7 @@ class Pool(Forms, concurrent.futures.Executor):
         max_result: int = MAX_RESULT,
         max_payload: int = MAX_PAYLOAD,
         preload: Sequence[str] = (),
+        on_boot: Callable[[], object] | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         on_event: Callable[[Event], object] | None = None,
@@ -139,6 +142,7 @@ class Pool(Forms, concurrent.futures.Executor):
             max_result=max_result,
             max_payload=max_payload,
             preload=preload,
+            on_boot=on_boot,
         )
         self._sizing = pool_sizing(
             spec,

@@ -44,6 +44,7 @@ def pool_spec(  # noqa: PLR0913 - one argument for each option
     max_result: int,
     max_payload: int,
     preload: Sequence[str],
+    on_boot: Callable[[], object] | None,
 ) -> PoolSpec:
     """Check a pool's options and return what backends and runners need of them.
 
@@ -66,6 +67,8 @@ def pool_spec(  # noqa: PLR0913 - one argument for each option
             raise ConfigurationError("result_types", f"{kind!r} is no class")
     if isinstance(preload, str) or not all(isinstance(m, str) for m in preload):
         raise ConfigurationError("preload", "a list of module names")
+    if on_boot is not None and not callable(on_boot):
+        raise ConfigurationError("on_boot", "a function without arguments")
     return PoolSpec(
         name=name,
         instance=fresh_instance(),
@@ -77,6 +80,7 @@ def pool_spec(  # noqa: PLR0913 - one argument for each option
         max_result=max_result,
         max_payload=max_payload,
         preload=tuple(preload),
+        on_boot=on_boot,
     )
 
 

@@ -6,10 +6,16 @@ import importlib
 import json
 import os
 import sys
+import traceback
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.wire.functions import load_object
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+TRACEBACK_CHARACTERS: Final = 64 * 1024
 
 
 class HookError(Exception):
@@ -33,11 +39,33 @@ def load_app(welcome: bytes) -> dict[str, Any]:
         with suppress(OSError):
             os.chdir(places["cwd"])
     found: dict[str, Any] = load_object(setup)
-    for module in found["preload"]:
+    prepare(found["preload"], found["on_boot"])
+    return found
+
+
+def prepare(preload: Sequence[str], on_boot: Callable[[], object] | None) -> None:
+    """Import the app's modules and run its hook.
+
+    Raises:
+        HookError: on_boot raised.
+        BaseException: Whatever the app's modules raise.
+    """
+    for module in preload:
         importlib.import_module(module)
-    if found["on_boot"] is not None:
+    if on_boot is not None:
         try:
-            found["on_boot"]()
+            on_boot()
         except BaseException as error:
             raise HookError from error
-    return found
+
+
+def failure(error: BaseException) -> dict[str, str]:
+    """Return what is told about an app that failed to load; call it while handling."""
+    phase, raised = "import", error
+    if isinstance(error, HookError) and error.__cause__ is not None:
+        phase, raised = "on_boot", error.__cause__
+    return {
+        "phase": phase,
+        "reason": f"{type(raised).__name__}: {raised}"[:1024],
+        "traceback": traceback.format_exc()[-TRACEBACK_CHARACTERS:],
+    }

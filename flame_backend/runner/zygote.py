@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from flame_backend.runner.parent import Parent
 
 KILL_SECONDS: Final = 2.0
-TRACEBACK_CHARACTERS: Final = 64 * 1024
 
 EXIT_OK: Final = 0
 EXIT_BROKEN: Final = 70
@@ -191,12 +190,12 @@ class Zygote:
 
     def _load(self) -> bool:
         """Become a copy of the app; False, and told, when it does not load."""
-        try:
-            from flame_backend.runner.loading import load_app
+        from flame_backend.runner.loading import failure, load_app
 
+        try:
             self._setup = load_app(self._origin.welcome)
         except BaseException as error:  # noqa: BLE001 - the app's import may raise anything
-            self._report(Kind.FAILED, _failure(error))
+            self._report(Kind.FAILED, failure(error))
             return False
         self._stamps.take()
         left = threads_left()
@@ -358,17 +357,6 @@ def _load_slot_modules(parent: Parent) -> None:
     if parent.transport == "tls":
         # The module, no context and no connection: those are made after the fork.
         import ssl  # noqa: F401
-
-
-def _failure(error: BaseException) -> dict[str, str]:
-    phase, raised = "import", error
-    if type(error).__name__ == "HookError" and error.__cause__ is not None:
-        phase, raised = "on_boot", error.__cause__
-    return {
-        "phase": phase,
-        "reason": f"{type(raised).__name__}: {raised}"[:1024],
-        "traceback": traceback.format_exc()[-TRACEBACK_CHARACTERS:],
-    }
 
 
 def _signal_group(pid: int, number: int) -> None:
