@@ -175,6 +175,7 @@ TABLE = {
     "flame_backend.runner.dial": "edges",
     "flame_backend.runner.fresh": "edges",
     "flame_backend.runner.loading": "edges",
+    "flame_backend.runner.memory": "edges",
     "flame_backend.runner.output": "edges",
     "flame_backend.runner.parent": "edges",
     "flame_backend.runner.processes": "edges",

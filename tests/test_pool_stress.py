@@ -97,7 +97,10 @@ def test_no_call_is_lost_doubled_or_mixed_up(tmp_path: Path) -> None:
         over.set()
         thread.join()
         outcomes = [kind for end in ends for kind in end.result()]
-        assert 3 == pool.call(work, str(tmp_path), 1_000_001) - 3_000_000
+        # The last boots may have been killed one after the other.
+        patient = flame.Retry(times=5, on=(flame.BootError,), delay=0.5)
+        last = pool.options(retries=patient).call(work, str(tmp_path), 1_000_001)
+        assert 3_000_003 == last
         assert 0 == pool.status().running == pool.status().waiting
     assert share * THREADS == len(outcomes)
     assert kills

@@ -183,7 +183,12 @@ class TlsBackend:
         self._sink.slot_opened(runner, slot, link)
 
     def slot_ended(
-        self, runner: str, slot: int, exit_code: int | None, signal: int | None
+        self,
+        runner: str,
+        slot: int,
+        exit_code: int | None,
+        signal: int | None,
+        detail: str = "",
     ) -> None:
         """Pass it on."""
-        self._sink.slot_ended(runner, slot, exit_code, signal)
+        self._sink.slot_ended(runner, slot, exit_code, signal, detail)

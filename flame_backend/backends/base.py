@@ -89,9 +89,17 @@ class Sink(Protocol):
         """A slot's link is open; from now on the pool owns and closes it."""
 
     def slot_ended(
-        self, runner: str, slot: int, exit_code: int | None, signal: int | None
+        self,
+        runner: str,
+        slot: int,
+        exit_code: int | None,
+        signal: int | None,
+        detail: str = "",
     ) -> None:
-        """A slot's process ended; the pool asks for another when it wants one."""
+        """A slot's process ended; the pool asks for another when it wants one.
+
+        `detail` is what else is known: "OOMKilled: ..." or "".
+        """
 
     def boot_failed(self, runner: str, error: BootError) -> None:
         """The runner will not come; everything of it is gone or being deleted."""

@@ -149,7 +149,8 @@ def _facts(kind: Kind, said: Any) -> tuple[Any, ...]:
         slot = said["slot"]
         if type(slot) is not int:
             raise TypeError
-        return clean(said["runner"], 253), slot, code, number
+        detail = clean(said["detail"], 200)
+        return clean(said["runner"], 253), slot, code, number, detail
     if kind is Kind.LOG:
         slot, call = said["slot"], said["call"]
         if type(slot) is not int or type(call) is not int:

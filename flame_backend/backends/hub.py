@@ -70,7 +70,12 @@ class Events(Protocol):
         """A slot presented its ticket."""
 
     def slot_ended(
-        self, runner: str, slot: int, exit_code: int | None, signal: int | None
+        self,
+        runner: str,
+        slot: int,
+        exit_code: int | None,
+        signal: int | None,
+        detail: str = "",
     ) -> None:
         """A slot's process ended."""
 
@@ -352,7 +357,7 @@ class Hub:
             link.close()
 
     def _slot_ended(
-        self, link: ControlLink, facts: tuple[str, int, int | None, int | None]
+        self, link: ControlLink, facts: tuple[str, int, int | None, int | None, str]
     ) -> None:
         slot = facts[:2]
         if slot not in link.slots:

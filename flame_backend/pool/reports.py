@@ -123,14 +123,19 @@ class Reports:
         return self._settled([End(runner, "failed"), *commands], now)
 
     def slot_ended(
-        self, runner: str, slot: int, exit_code: int | None, signal: int | None
+        self,
+        runner: str,
+        slot: int,
+        exit_code: int | None,
+        signal: int | None,
+        detail: str = "",
     ) -> None:
         """A slot's process ended; whoever holds its link learns why."""
         ledger = self._ledger
         with ledger.lock:
             lease = ledger.leases.pop((runner, slot), None)
             if lease is not None:
-                ledger.tell_end(lease, CallCrashed(runner, exit_code, signal))
+                ledger.tell_end(lease, CallCrashed(runner, exit_code, signal, detail))
             now = time.monotonic()
             deferred = self._settled(ledger.machine.slot_ended(runner, slot, now), now)
         ledger.carry_out(deferred)

@@ -68,6 +68,7 @@ class Agent:
         self._failsafe_at = time.monotonic() + parent.failsafe
         self._guard = -1
         self._beat = 0.0
+        self._oom_kills: int | None = None
         self._grace = SHUTDOWN_SECONDS
         self._terminate: tuple[float, str, int] | None = None
 
@@ -252,6 +253,7 @@ class Agent:
             self._welcomed = True
             facts = json.loads(body[: body.index(b"\n")])
             self._grace = float(facts["shutdown_timeout"])
+            self._oom_kills = self._count_oom_kills()
         elif frame.kind is Kind.SHUTDOWN:
             grace = float(json.loads(body)["grace"])
             code = EXIT_OK if self._terminate is None else self._terminate[2]
@@ -294,11 +296,33 @@ class Agent:
             if frame.kind is Kind.SLOT_ENDED:
                 facts = json.loads(body)
                 self._pump.drain((facts["runner"], facts["slot"]))
+                body = json.dumps(facts | {"detail": self._detail(facts)}).encode()
             self._control.send_frame(frame.kind, body)
             if frame.kind is Kind.FAILED:
                 # The class alone: who may read a pod's status may not read its log.
                 self._tell(f"the app failed to load: {_class_named(body)}")
                 self._exit = EXIT_IMPORT
+
+    def _detail(self, facts: dict[str, Any]) -> str:
+        """Say what the kernel tells of a slot's end: was it out of memory?
+
+        Where cgroups are of version 1 its killer takes one process of the container,
+        and nobody but this process can see why.
+        """
+        if facts["signal"] != signal.SIGKILL:
+            return ""
+        before, self._oom_kills = self._oom_kills, self._count_oom_kills()
+        if before is None or self._oom_kills is None or self._oom_kills <= before:
+            return ""
+        return "OOMKilled: the container reached its memory limit"
+
+    def _count_oom_kills(self) -> int | None:
+        if self._parent.transport == "fd":
+            # A process' cgroup holds others as well.
+            return None
+        from flame_backend.runner.memory import out_of_memory_kills
+
+        return out_of_memory_kills()
 
     def _open_outlet(self, facts: dict[str, Any]) -> None:
         """Read what a new slot prints; its descriptors came with the frame."""

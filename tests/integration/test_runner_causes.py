@@ -65,6 +65,41 @@ with Pool('oom', max=1, max_concurrency=2, backend=backend) as pool:
         assert facts["started"]
 
 
+def test_process_that_the_kernel_kills_for_memory_is_told_so(space: Space) -> None:
+    """Cgroups v1 end one process: its call says OOMKilled, the others go on.
+
+    On v2 the container goes as a whole, which is the test above.
+    """
+    found = run(
+        space,
+        """
+def eat():
+    with open('/proc/self/oom_score_adj', 'w') as file:
+        file.write('1000')
+    kept = []
+    while True:
+        kept.append(bytearray(b'x' * 4_000_000))
+
+size = {'memory': '160Mi', 'cpu': '500m'}
+backend = KubernetesBackend(resources={'requests': size, 'limits': size})
+with Pool('oom', max=1, max_concurrency=2, backend=backend) as pool:
+    tell('ready', pool.call, abs, -1)
+    tell('killed', pool.call, os.kill, 0, 9)
+    tell('eater', pool.call, eat)
+    tell('after', pool.call, abs, -2)
+""",
+    )
+    assert 2 == found["after"]["value"]
+    eater = found["eater"]
+    if "RunnerLost" == eater["kind"]:
+        assert "OOMKilled" == eater["reason"], eater
+        return
+    assert "CallCrashed" == eater["kind"], eater
+    assert "OOMKilled" in eater["text"], eater
+    assert "CallCrashed" == found["killed"]["kind"]
+    assert "OOMKilled" not in found["killed"]["text"], "nor is every SIGKILL one"
+
+
 def test_boots_that_cannot_work_end_early_and_say_why(space: Space) -> None:
     """Image, policy, configuration: long before the boot's own time."""
     found = run(
