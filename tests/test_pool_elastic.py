@@ -180,9 +180,45 @@ def test_slot_is_renewed_after_its_tasks(make: Callable[..., flame.Pool]) -> Non
 
 def test_old_runner_is_replaced(make: Callable[..., flame.Pool]) -> None:
     """After max_lifetime, with a fresh process."""
-    pool = make(min=1, max=1, boot_timeout=1.0, max_lifetime=1.5)
+    pool = make(min=1, max=1, max_lifetime=1.0)
     first = pool.call(own_pid)
     until(lambda: pool.call(own_pid) != first)
+
+
+def test_old_runner_is_replaced_without_harm_to_its_calls(
+    make: Callable[..., flame.Pool], gate: Path
+) -> None:
+    """It drains beside its successor, and ends with its last call."""
+    events: list[Event] = []
+    pool = make(min=1, max=2, max_lifetime=0.5, on_event=events.append)
+    held = pool.submit(hold, str(gate))
+    until(lambda: any(r.state == "draining" for r in pool.status().runners))
+    assert not held.done()
+    # A young one serves meanwhile.
+    assert pool.call(own_pid)
+    gate.unlink()
+    assert held.result(10) != pool.call(own_pid)
+    until(lambda: held.call.runner not in str(pool.status()))
+    ends = [event for event in events if isinstance(event, Shrink)]
+    assert "lifetime" in {end.reason for end in ends if end.runner == held.call.runner}
+
+
+def test_boot_that_takes_long_is_not_old(
+    make: Callable[..., flame.Pool], tmp_path: Path
+) -> None:
+    """A life begins when a runner serves; boots have clocks of their own."""
+    (tmp_path / "slow_module.py").write_text("import time; time.sleep(1.0)")
+    backend = flame.LocalBackend(env={"PYTHONPATH": str(tmp_path)})
+    events: list[Event] = []
+    pool = make(
+        max=1,
+        max_lifetime=0.4,
+        preload=["slow_module"],
+        backend=backend,
+        on_event=events.append,
+    )
+    assert 1 == pool.call(abs, -1)
+    assert [GrowStart, GrowEnd] == [type(event) for event in events[:2]]
 
 
 def test_queue_is_bounded(make: Callable[..., flame.Pool], gate: Path) -> None:

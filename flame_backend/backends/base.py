@@ -36,6 +36,10 @@ class PoolSpec:
             of one pod never share it.
         slots: Slots of each runner (max_concurrency).
         boot_timeout: Seconds from `boot` until the runner must be ready.
+        scale_up_timeout: Seconds for which that clock may stand still, in all, while a
+            node is being provisioned or an image pulled.
+        max_lifetime: Seconds of service after which the pool gives a ready runner no
+            more calls; for a backend that can end one which outlives its pool.
         shutdown_timeout: Seconds a runner's calls may take to finish at a drain.
         results: Codec of results; the pool's choice, never the frame's.
         result_types: Dataclasses and exception classes that results may name.
@@ -49,6 +53,8 @@ class PoolSpec:
     instance: str
     slots: int = 1
     boot_timeout: float = 120.0
+    scale_up_timeout: float = 900.0
+    max_lifetime: float | None = None
     shutdown_timeout: float = 25.0
     results: Literal["data", "pickle"] = "data"
     result_types: tuple[type, ...] = ()
@@ -129,7 +135,8 @@ class Backend(Protocol):
 
         The backend opens the runner's first `spec.slots` slots by itself (numbered
         0 .. slots - 1) as soon as the runner is ready. It enforces
-        `spec.boot_timeout` and says in the error what the boot was waiting for.
+        `spec.boot_timeout`, standing still where `spec.scale_up_timeout` allows it,
+        and says in the error what the boot was waiting for.
         """
 
     def open_slot(self, runner: str, slot: int) -> None:

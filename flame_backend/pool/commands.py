@@ -77,7 +77,7 @@ class Sizing:
         single_use: A runner ends with its first call.
         max_queue: Most calls that wait.
         placement: Which runner gets a call: the one with the fewest, or with the most.
-        max_lifetime: Seconds after which a runner takes no more calls.
+        max_lifetime: Seconds of service after which a runner takes no more calls.
         max_tasks: Calls after which a slot's process is renewed.
     """
 

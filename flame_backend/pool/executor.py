@@ -27,6 +27,7 @@ from flame_backend.pool.options import (
     IDLE_SHUTDOWN_AFTER,
     MAX_PAYLOAD,
     MAX_RESULT,
+    SCALE_UP_TIMEOUT,
     SHUTDOWN_TIMEOUT,
     default_backend,
     fresh_instance,
@@ -65,6 +66,8 @@ class Pool(Forms, concurrent.futures.Executor):
         queue_timeout: Seconds a call may wait for a slot; None for no limit. A pool
             whose runners do not boot fails its callers all the same.
         boot_timeout: Seconds a runner may take to be ready.
+        scale_up_timeout: Seconds for which that clock may stand still besides, while
+            the cluster adds a node or pulls an image; 0 for none.
         shutdown_timeout: Seconds that calls may take to finish when the interpreter
             exits, or a runner is told to end.
         idle_shutdown_after: Seconds without a call after which a runner beyond min
@@ -75,7 +78,10 @@ class Pool(Forms, concurrent.futures.Executor):
         buffer: Idle slots kept ready beyond the calls that run, while some do.
         placement: "least_loaded" spreads calls over runners; "pack" fills one before
             the next, so that others can go.
-        max_lifetime: Seconds after which a runner takes no more calls, and is replaced.
+        max_lifetime: Seconds of service after which a runner takes no more calls, and
+            is replaced; those that run there may finish. Where the pool is not there
+            to do so, the cluster ends a pod that is older by more than the clocks of
+            boot and shutdown.
         max_tasks_per_child: Calls after which a slot's process is renewed.
         retries: Tries after the first one, or a `Retry`. A number alone counts for
             calls that are known not to have started.
@@ -111,6 +117,7 @@ class Pool(Forms, concurrent.futures.Executor):
         timeout: float | None = None,
         queue_timeout: float | None = None,
         boot_timeout: float = BOOT_TIMEOUT,
+        scale_up_timeout: float = SCALE_UP_TIMEOUT,
         shutdown_timeout: float = SHUTDOWN_TIMEOUT,
         idle_shutdown_after: float | None = IDLE_SHUTDOWN_AFTER,
         min_idle_shutdown_after: float | None = None,
@@ -136,6 +143,8 @@ class Pool(Forms, concurrent.futures.Executor):
             name,
             max_concurrency=max_concurrency,
             boot_timeout=boot_timeout,
+            scale_up_timeout=scale_up_timeout,
+            max_lifetime=max_lifetime,
             shutdown_timeout=shutdown_timeout,
             results=results,
             result_types=result_types,
@@ -154,7 +163,6 @@ class Pool(Forms, concurrent.futures.Executor):
             single_use=single_use,
             max_queue=max_queue,
             placement=placement,
-            max_lifetime=max_lifetime,
             max_tasks_per_child=max_tasks_per_child,
         )
         if nested != "error":

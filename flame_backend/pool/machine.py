@@ -151,7 +151,8 @@ class Machine:
             return None
         self.breaker.succeeded()
         found.failures = 0
-        found.served = True
+        if not found.served:
+            self.roster.serve(found, now)
         return [*self._freed(found, slot, now), *self._grown(now)]
 
     def slot_ended(self, runner: str, slot: int, now: float) -> list[Command]:
@@ -246,7 +247,7 @@ class Machine:
     def next_tick(self) -> float | None:
         """The moment at which `tick` has something to do; None for never."""
         moments = [self._waiting.next_deadline(), *self._shrinks()]
-        if self.breaker.failures and self._wanted() and not self._probing():
+        if self.breaker.failures and self._wanted() and not self.roster.booting:
             moments.append(self.breaker.retry_at)
         return min((found for found in moments if found is not None), default=None)
 
@@ -267,7 +268,7 @@ class Machine:
     @property
     def serving(self) -> int:
         """How many runners have opened a slot and are there to stay."""
-        return sum(found.served for found in self.roster.living())
+        return len(self.roster.serving)
 
     # ------------------------------------------------------------------ inside: slots
 
@@ -321,8 +322,8 @@ class Machine:
         while (moment := oldest_ages(self.roster, self.sizing)) is not None:
             if moment > now:
                 break
-            oldest = next(self.roster.living())
-            commands += self._retired(oldest, "lifetime")
+            oldest = next(iter(self.roster.serving))
+            commands += self._retired(self.roster.runners[oldest], "lifetime")
         return commands
 
     def _rested(self, now: float) -> list[Command]:
@@ -353,7 +354,7 @@ class Machine:
     def _refusal(self, now: float, *, again: bool) -> FlameError | None:
         """Say why a call may not wait; None when it may."""
         breaker, most = self.breaker, self.sizing.max_queue
-        if breaker.open and now < breaker.retry_at and not self.roster.serves():
+        if breaker.open and now < breaker.retry_at and not self.roster.serving:
             return breaker.last
         if most is not None and len(self._queue) >= most and not again:
             return PoolSaturated(f"{most} calls wait already (max_queue)")
@@ -362,7 +363,7 @@ class Machine:
     def _failed(self, found: Runner, error: BootError, now: float) -> list[Command]:
         """A runner could not be had."""
         self.breaker.failed(error, found.born, now)
-        if not self.breaker.open or self.roster.serves():
+        if not self.breaker.open or self.roster.serving:
             return []
         return [Fail(call, error) for call in self._waiting.clear()]
 
@@ -379,17 +380,13 @@ class Machine:
         wanted = max(-(-lacking // self.sizing.slots), kept - roster.alive)
         return max(0, min(wanted, room))
 
-    def _probing(self) -> bool:
-        """Tell whether a boot is under way."""
-        return any(not found.served for found in self.roster.living())
-
     def _grown(self, now: float) -> list[Command]:
         wanted = self._wanted()
         if not wanted:
             return []
         if self.breaker.failures:
             # One runner tells whether boots succeed again.
-            wait = self._probing() or now < self.breaker.retry_at
+            wait = bool(self.roster.booting) or now < self.breaker.retry_at
             wanted = 0 if wait else 1
         commands: list[Command] = []
         for _ in range(wanted):

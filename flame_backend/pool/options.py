@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flame_backend.backends.base import Backend
 
 BOOT_TIMEOUT: Final = 120.0
+SCALE_UP_TIMEOUT: Final = 900.0
 SHUTDOWN_TIMEOUT: Final = 25.0
 IDLE_SHUTDOWN_AFTER: Final = 30.0
 RUNNERS: Final = 100_000
@@ -38,6 +39,8 @@ def pool_spec(  # noqa: PLR0913 - one argument for each option
     *,
     max_concurrency: int,
     boot_timeout: float,
+    scale_up_timeout: float,
+    max_lifetime: float | None,
     shutdown_timeout: float,
     results: Literal["data", "pickle"],
     result_types: Sequence[type],
@@ -56,6 +59,8 @@ def pool_spec(  # noqa: PLR0913 - one argument for each option
         raise ConfigurationError("name", reason)
     _count("max_concurrency", max_concurrency, CONCURRENCY)
     _seconds("boot_timeout", boot_timeout)
+    _seconds("scale_up_timeout", scale_up_timeout, zero=True)
+    limit_seconds("max_lifetime", max_lifetime)
     _seconds("shutdown_timeout", shutdown_timeout)
     # The length of a frame's body is a field of 32 bits.
     _count("max_result", max_result, BODY_BYTES)
@@ -74,6 +79,8 @@ def pool_spec(  # noqa: PLR0913 - one argument for each option
         instance=fresh_instance(),
         slots=max_concurrency,
         boot_timeout=boot_timeout,
+        scale_up_timeout=scale_up_timeout,
+        max_lifetime=max_lifetime,
         shutdown_timeout=shutdown_timeout,
         results=results,
         result_types=tuple(result_types),
@@ -95,7 +102,6 @@ def pool_sizing(  # noqa: PLR0913 - one argument for each option
     single_use: bool,
     max_queue: int | None,
     placement: Literal["least_loaded", "pack"],
-    max_lifetime: float | None,
     max_tasks_per_child: int | None,
 ) -> Sizing:
     """Check the options about a pool's size and return them.
@@ -110,10 +116,6 @@ def pool_sizing(  # noqa: PLR0913 - one argument for each option
         raise ConfigurationError("buffer", "a whole number of slots, 0 to all of them")
     limit_seconds("idle_shutdown_after", idle_shutdown_after)
     limit_seconds("min_idle_shutdown_after", min_idle_shutdown_after)
-    limit_seconds("max_lifetime", max_lifetime)
-    if max_lifetime is not None and max_lifetime <= spec.boot_timeout:
-        reason = "counts from the start of the boot, so more than boot_timeout"
-        raise ConfigurationError("max_lifetime", reason)
     if single_use and spec.slots > 1:
         raise ConfigurationError("single_use", "one call at a time: max_concurrency=1")
     for option, value in [
@@ -134,7 +136,7 @@ def pool_sizing(  # noqa: PLR0913 - one argument for each option
         single_use=bool(single_use),
         max_queue=max_queue,
         placement=placement,
-        max_lifetime=max_lifetime,
+        max_lifetime=spec.max_lifetime,
         max_tasks=max_tasks_per_child,
     )
 
@@ -174,11 +176,12 @@ def limit_seconds(option: str, seconds: float | None) -> float | None:
     return seconds
 
 
-def _seconds(option: str, value: float) -> None:
+def _seconds(option: str, value: float, *, zero: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigurationError(option, "a number of seconds")
-    if not 0 < value < math.inf:
-        raise ConfigurationError(option, "seconds, more than 0 and not endless")
+    if not (0 < value < math.inf or (zero and value == 0)):
+        least = "0 or more" if zero else "more than 0"
+        raise ConfigurationError(option, f"seconds, {least} and not endless")
 
 
 def _count(option: str, value: int, most: int) -> None:

@@ -66,6 +66,7 @@ class Roster:
 
     Attributes:
         runners: All of them by name, oldest boot first.
+        serving: Since when those that are not draining can take calls, longest first.
         resting: Since when the runners without a call have been so, longest first.
         alive: Runners that are not draining.
         busy: Calls that run on those.
@@ -79,6 +80,7 @@ class Roster:
         self._free: list[dict[str, Runner]] = [{} for _ in range(sizing.slots)]
         self._order = self._free[::-1] if self._pack else self._free
         self.runners: dict[str, Runner] = {}
+        self.serving: dict[str, float] = {}
         self.resting: dict[str, float] = {}
         self.alive = 0
         self.busy = 0
@@ -86,6 +88,11 @@ class Roster:
 
     def __len__(self) -> int:
         return len(self.runners)
+
+    @property
+    def booting(self) -> int:
+        """Runners of which no slot has opened yet."""
+        return self.alive - len(self.serving)
 
     @property
     def idle(self) -> int:
@@ -161,6 +168,11 @@ class Roster:
         self.alive += 1
         self.opening += self._slots
 
+    def serve(self, runner: Runner, now: float) -> None:
+        """Note that the first slot of a runner has opened."""
+        runner.served = True
+        self.serving[runner.name] = now
+
     def retire(self, runner: Runner, reason: str) -> None:
         """Give a runner no more calls."""
         self._leave(runner)
@@ -188,10 +200,6 @@ class Roster:
         """Yield the runners that are not draining, oldest first."""
         return (found for found in self.runners.values() if not found.draining)
 
-    def serves(self) -> bool:
-        """Tell whether some runner has opened a slot and is there to stay."""
-        return any(found.served for found in self.living())
-
     # ------------------------------------------------------------------ inside
 
     def _leave(self, runner: Runner) -> None:
@@ -199,6 +207,7 @@ class Roster:
         self.alive -= 1
         self.busy -= len(runner.running)
         self.opening -= self._slots - len(runner.idle) - len(runner.running)
+        self.serving.pop(runner.name, None)
         self.resting.pop(runner.name, None)
 
     def _rank(self, runner: Runner) -> None:

@@ -35,8 +35,10 @@ def pool_rests(roster: Roster, sizing: Sizing) -> float | None:
 
 
 def oldest_ages(roster: Roster, sizing: Sizing) -> float | None:
-    """Return when the oldest runner has lived long enough."""
-    if sizing.max_lifetime is None:
+    """Return when the runner that serves longest has lived long enough.
+
+    Boots have a clock of their own, which may stand still for longer than a life.
+    """
+    if sizing.max_lifetime is None or not roster.serving:
         return None
-    oldest = next(roster.living(), None)
-    return None if oldest is None else oldest.born + sizing.max_lifetime
+    return next(iter(roster.serving.values())) + sizing.max_lifetime

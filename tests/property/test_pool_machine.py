@@ -84,6 +84,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.ready: set[str] = set()
         self.leaving: set[str] = set()
         self.served: set[str] = set()
+        self.since: dict[str, float] = {}
         self.opening: set[tuple[str, int]] = set()
         self.renewing: set[tuple[str, int]] = set()
         self.idle: set[tuple[str, int]] = set()
@@ -131,6 +132,8 @@ class PoolMachine(RuleBasedStateMachine):
             assert not self.waiting, "it could have served"
             asleep = self.machine._asleep
             assert asleep or len(self.alive) > self.machine.min
+        if reason == "lifetime":
+            assert self.age(runner) >= self.sizing.max_lifetime
         self.forget(runner)
 
     def forget(self, runner: str) -> None:
@@ -140,6 +143,14 @@ class PoolMachine(RuleBasedStateMachine):
             self.ended.append(self.running.pop(key))
         for slots in (self.opening, self.idle, self.renewing):
             slots -= {key for key in slots if key[0] == runner}
+
+    def serve(self, runner: str) -> None:
+        self.served.add(runner)
+        self.since.setdefault(runner, self.now)
+
+    def age(self, runner: str) -> float:
+        """Return for how long a runner has served; a boot has no age."""
+        return self.now - self.since.get(runner, self.now)
 
     @property
     def alive(self) -> set[str]:
@@ -218,7 +229,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.machine.ready(runner)
             for slot in range(self.sizing.slots):
                 self.idle.add((runner, slot))
-                self.served.add(runner)
+                self.serve(runner)
                 self.carry_out(self.machine.slot_opened(runner, slot, self.now))
 
     @rule(count=st.integers(2, 6))
@@ -233,7 +244,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.opening.remove(key)
         if key[0] not in self.leaving:
             self.idle.add(key)
-            self.served.add(key[0])
+            self.serve(key[0])
         commands = self.machine.slot_opened(*key, self.now)
         assert (commands is None) == (key[0] in self.leaving)
         self.carry_out(commands)
@@ -338,6 +349,13 @@ class PoolMachine(RuleBasedStateMachine):
         assert not late, "a call waits beyond its deadline"
         self.carry_out(commands)
         self.follow_retirements()
+        if self.sizing.max_lifetime is not None:
+            old = [
+                name
+                for name in self.ready
+                if self.age(name) >= self.sizing.max_lifetime
+            ]
+            assert not old, "calls go to a runner that has lived long enough"
         return commands or [End(name, "") for name in self.leaving - before]
 
     # ------------------------------------------------------------------ laws
@@ -447,6 +465,7 @@ class PoolMachine(RuleBasedStateMachine):
         key = next(key for key in self.opening if key[0] not in self.leaving)
         self.opening.remove(key)
         self.idle.add(key)
+        self.serve(key[0])
         self.carry_out(self.machine.slot_opened(*key, self.now))
 
     def finish_next(self) -> None:

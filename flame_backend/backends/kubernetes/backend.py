@@ -10,6 +10,7 @@ Here the parts are put together: what a runner goes through is in lifecycle.
 from __future__ import annotations
 
 import datetime as dt
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -53,9 +54,6 @@ if TYPE_CHECKING:
     from flame_backend.wire.link import Link
 
 USER_AGENT: Final = "flame-backend/0.1.0"
-
-SCALE_UP_SECONDS: Final = 900.0
-"""How long boots may wait for a node or an image on top of boot_timeout."""
 
 GRACE_MARGIN_SECONDS: Final = 5
 
@@ -214,7 +212,8 @@ class KubernetesBackend:
 
     def boot(self, runner: str) -> None:
         """Post a pod."""
-        self._lifecycle.boot(runner, self._spec.boot_timeout, SCALE_UP_SECONDS)
+        spec = self._spec
+        self._lifecycle.boot(runner, spec.boot_timeout, spec.scale_up_timeout)
 
     def open_slot(self, runner: str, slot: int) -> None:
         """Have the runner start another process."""
@@ -270,15 +269,22 @@ class KubernetesBackend:
     # ------------------------------------------------------------------ manifest
 
     def _identity(self, runner: str, audience: str, variable: str) -> RunnerIdentity:
+        spec = self._spec
+        boots = spec.boot_timeout + spec.scale_up_timeout
+        grace = math.ceil(spec.shutdown_timeout) + GRACE_MARGIN_SECONDS
+        life = spec.max_lifetime
         return RunnerIdentity(
             name=runner,
-            pool=self._spec.name,
-            instance=self._spec.instance,
+            pool=spec.name,
+            instance=spec.instance,
             audience=audience,
             parent_variable=variable,
             # Siblings sweep what is Pending for longer than it can be in time.
-            boot_timeout=self._spec.boot_timeout + SCALE_UP_SECONDS,
-            grace=int(self._spec.shutdown_timeout) + GRACE_MARGIN_SECONDS,
+            boot_timeout=boots,
+            grace=grace,
+            # The cluster counts from before the image is pulled, the pool from the
+            # moment a runner serves; the pool is to be the first.
+            max_lifetime=None if life is None else boots + life + grace,
         )
 
     def _runner_manifest(self, runner: str) -> dict[str, Any]:
