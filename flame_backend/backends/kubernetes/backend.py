@@ -57,6 +57,14 @@ USER_AGENT: Final = "flame-backend/0.1.0"
 
 GRACE_MARGIN_SECONDS: Final = 5
 
+FAILSAFE_SECONDS: Final = 20.0
+"""A runner gives its parent at least this long to answer."""
+
+SWEEP_SECONDS: Final = (0.0, 15.0, 45.0, 90.0)
+"""When earlier processes' pods are looked for. Runners of one that was killed a moment
+ago are still running at the start; they end when their link does, or their patience
+with a parent that does not answer, or with one that says nothing."""
+
 
 class KubernetesBackend:
     """Runs runners as pods of this pod's namespace.
@@ -208,7 +216,16 @@ class KubernetesBackend:
             raise
         changed = self._lifecycle.pod_changed
         self._monitor = Monitor(session, self._pods.path, self._pods.selector, changed)
-        self._workers.do(lambda: self._pods.sweep(dt.datetime.now(dt.UTC)))
+        for seconds in (*SWEEP_SECONDS, self._failsafe + SWEEP_SECONDS[-1]):
+            self._hub.after(seconds, lambda: self._workers.do(self._sweep))
+
+    def _sweep(self) -> None:
+        self._pods.sweep(dt.datetime.now(dt.UTC))
+
+    @property
+    def _failsafe(self) -> float:
+        """Seconds after which a runner that no parent welcomes ends itself."""
+        return max(FAILSAFE_SECONDS, self._spec.boot_timeout / 2)
 
     def boot(self, runner: str) -> None:
         """Post a pod."""
@@ -299,7 +316,7 @@ class KubernetesBackend:
             port=self._listener.port,
             certificate=self._listener.certificate,
             token_path=TOKEN_PATH,
-            failsafe=max(20.0, self._spec.boot_timeout / 2),
+            failsafe=self._failsafe,
         )
         identity = self._identity(runner, audience, parent.encoded())
         pod = runner_pod(self._parent_pod, self._options, identity)

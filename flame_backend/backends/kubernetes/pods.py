@@ -26,6 +26,11 @@ BOOT_TIMEOUT: Final = f"{LABEL}/boot-timeout"
 
 LOG_LINES: Final = 20
 
+SETTLE_SECONDS: Final = 10.0
+"""A sibling process may still be reading why its runner ended."""
+
+_SETTLING: Final = dt.timedelta(seconds=SETTLE_SECONDS)
+
 # The request may have been carried out: whoever sent it must look.
 _UNSURE: Final = (
     kubetls.AlreadyExists,
@@ -143,7 +148,7 @@ class Pods:
             for pod in self._siblings():
                 metadata = pod["metadata"]
                 mine = metadata["labels"].get(f"{LABEL}/instance") == self._instance
-                if not mine and is_left_over(pod, now):
+                if not mine and is_left_over(pod, now) and is_settled(pod, now):
                     self.delete(metadata["name"], metadata["uid"], 0)
         except kubetls.KubeTLSError as error:
             logger.info("sweep: %s", error)
@@ -206,6 +211,16 @@ def is_left_over(pod: dict[str, Any], now: dt.datetime) -> bool:
         return False
     age = now - dt.datetime.fromisoformat(metadata["creationTimestamp"])
     return age > dt.timedelta(seconds=limit)
+
+
+def is_settled(pod: dict[str, Any], now: dt.datetime) -> bool:
+    """Say whether no container of a pod has ended only a moment ago."""
+    for container in (pod.get("status") or {}).get("containerStatuses") or ():
+        ended = (container.get("state") or {}).get("terminated") or {}
+        moment = ended.get("finishedAt")
+        if moment and now - dt.datetime.fromisoformat(moment) < _SETTLING:
+            return False
+    return True
 
 
 def _is_alive(pod: dict[str, Any]) -> bool:
