@@ -8,7 +8,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo demo-cluster test lint types unit integration test-slow bench clean
+.PHONY: help setup demo demo-cluster test lint types unit integration test-kind test-slow bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 22
@@ -44,6 +44,10 @@ unit: $(STAMP) ## Unit and property tests: no cluster, loopback only
 integration: $(STAMP) ## Tests on a real API server, kubelet and pods
 	@echo "== integration tests (the first run builds Kubernetes, about ten minutes)"
 	@$(PY) -m pytest tests/integration
+
+test-kind: $(STAMP) ## The integration tests on a kind cluster with two workers (docs/kind.md)
+	@echo "== integration tests on kind"
+	@KUBETLS_TEST_PROVIDER=kind $(PY) -m pytest tests/integration
 
 test-slow: $(STAMP) ## Tests that take many minutes (a token's whole life)
 	@$(PY) -m pytest tests -m slow

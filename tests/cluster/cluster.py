@@ -1,7 +1,8 @@
-"""A cluster with nodes, as the tests see it: one small interface, two providers.
+"""A cluster with nodes, as the tests see it: one small interface, three providers.
 
-The built node belongs to the tests. A user's own cluster is used only in a namespace
-that its owner has labelled for it. What cannot be had raises with what is missing.
+The built node belongs to the tests, and so does a kind cluster that they have made. A
+user's own cluster is used only in a namespace that its owner has labelled for it. What
+cannot be had raises with what is missing.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 KUBECONFIG_VARIABLE = "KUBETLS_TEST_KUBECONFIG"
 IMAGE_VARIABLE = "KUBETLS_TEST_IMAGE"
+PROVIDER_VARIABLE = "KUBETLS_TEST_PROVIDER"
+KIND = "kind"
+KIND_VARIABLE = "KUBETLS_TEST_KIND"
 PERMISSION = ("kubetls-test", "allowed")
 STATE = "cluster.json"
 
@@ -168,17 +172,14 @@ def await_namespace(cluster: Cluster, namespace: str, seconds: float = 90) -> No
             return
 
 
-@dataclass(frozen=True)
-class UserCluster:
-    """A cluster of the user, in the namespace labelled for these tests."""
+class ReachedFromHere:
+    """A cluster whose API server is reached from this machine's own network."""
 
     kubeconfig: str
-    only_namespace: str
-    image: str | None
     kubectl_binary: str
 
     def command(self, *words: str) -> list[str]:
-        """Return the command as it is: the user's cluster is reached from here."""
+        """Return the command as it is."""
         return list(words)
 
     def kubectl_command(self, *args: str) -> list[str]:
@@ -186,8 +187,23 @@ class UserCluster:
         return kubectl_command(self.kubectl_binary, self.kubeconfig, *args)
 
     def kubectl(self, *args: str, stdin: str | None = None, seconds: float = 60) -> str:
-        """Run kubectl with the user's kubeconfig."""
+        """Run kubectl with the cluster's kubeconfig."""
         return run(self.kubectl_command(*args), stdin, seconds)
+
+
+@dataclass(frozen=True)
+class UserCluster(ReachedFromHere):
+    """A cluster of the user, in the namespace labelled for these tests."""
+
+    kubeconfig: str
+    only_namespace: str
+    image: str | None
+    kubectl_binary: str
+
+
+def find_kubectl() -> str:
+    """Return the kubectl of this machine, else one that is built for the tests."""
+    return shutil.which("kubectl") or str(programs(CONTROL_PLANE[2:])["kubectl"])
 
 
 def user_cluster(kubeconfig: str) -> UserCluster:
@@ -196,7 +212,7 @@ def user_cluster(kubeconfig: str) -> UserCluster:
     Raises:
         ClusterUnavailable: The namespace does not carry the label.
     """
-    binary = shutil.which("kubectl") or str(programs(CONTROL_PLANE[2:])["kubectl"])
+    binary = find_kubectl()
     query = ("config", "view", "--minify", "-o", "jsonpath={..namespace}")
     namespace = run(kubectl_command(binary, kubeconfig, *query)).strip() or "default"
     key, value = PERMISSION
@@ -217,19 +233,29 @@ def user_cluster(kubeconfig: str) -> UserCluster:
     return UserCluster(kubeconfig, namespace, named, binary)
 
 
+def kind_is_asked_for() -> bool:
+    """Say whether the tests are to run on kind and on nothing else."""
+    provider = os.environ.get(PROVIDER_VARIABLE)
+    return provider == KIND or bool(os.environ.get(KIND_VARIABLE))
+
+
 @contextmanager
 def private_cluster() -> Iterator[Cluster]:
-    """Lend a cluster: the user's if one is named, else a built node that ends here.
+    """Lend a cluster: the one that is asked for, else a built node that ends here.
 
     Raises:
-        ClusterUnavailable: Neither can be had; with the remedy.
+        ClusterUnavailable: It cannot be had; with the remedy.
     """
-    named = os.environ.get(KUBECONFIG_VARIABLE)
-    if named:
-        yield user_cluster(named)
-        return
+    from tests.cluster.kind import kind_cluster
     from tests.cluster.node import Node
 
-    with Node() as node:
-        control_planes[node.name] = node.control_plane
-        yield node.cluster
+    named = os.environ.get(KUBECONFIG_VARIABLE)
+    if kind_is_asked_for():
+        with kind_cluster() as found:
+            yield found
+    elif named:
+        yield user_cluster(named)
+    else:
+        with Node() as node:
+            control_planes[node.name] = node.control_plane
+            yield node.cluster

@@ -22,7 +22,7 @@ def require_packages() -> None:
         ClusterUnavailable: Something is missing; with the line that installs it.
     """
     if os.geteuid() != 0:
-        msg = "a node needs root (network namespace, containers)"
+        msg = "a node needs root (network namespace, containers); or: make test-kind"
         raise ClusterUnavailable(msg)
     missing = [
         name

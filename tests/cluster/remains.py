@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PROCESSES = "processes"
 STATE = "remains.json"
+KIND = "kind.json"
 _DONE = b"done"
 
 # A kubelet sets these for the whole host. What they were before the first cluster is
@@ -67,6 +68,12 @@ def record_node(folder: Path, name: str) -> None:
         owner = {"pid": os.getpid(), "started": start_time(os.getpid())}
         user = HOST / f"{name}.user"
         user.write_text(json.dumps(owner | {"folder": str(folder)}))
+
+
+def record_kind(folder: Path, name: str) -> None:
+    """Note a kind cluster and the program that deletes it, before it is created."""
+    noted = {"name": name, "kind": shutil.which("kind")}
+    (folder / KIND).write_text(json.dumps(noted))
 
 
 def _release_settings(name: str) -> None:
@@ -139,6 +146,9 @@ class Guard:
 
 def clean_up(folder: Path) -> None:
     """End the processes of a cluster; remove what it left, and its folder."""
+    if (folder / KIND).exists():
+        _delete_kind(folder)
+        return
     name = ""
     with contextlib.suppress(OSError, ValueError):
         name = json.loads((folder / STATE).read_text())["name"]
@@ -155,6 +165,21 @@ def clean_up(folder: Path) -> None:
     # With something still mounted below, removal would reach into it.
     if not mounts_below(folder):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _delete_kind(folder: Path) -> None:
+    """Delete a kind cluster: Docker's containers and volumes, nothing of the host's."""
+    noted = json.loads((folder / KIND).read_text())
+    # Without the option kind would look into the user's own kubeconfig.
+    subprocess.run(
+        [
+            noted["kind"], "delete", "cluster", "--name", noted["name"],
+            "--kubeconfig", str(folder / "none"),
+        ],
+        capture_output=True,
+        check=False,
+    )  # fmt: skip
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end(folder: Path, name: str) -> None:

@@ -1,7 +1,8 @@
 """Fixtures of the real API server and the real cluster, each started once.
 
 Where one cannot be had, its tests skip loudly with what is missing; in CI that is a
-failure. The control plane runs unprivileged on loopback; the cluster has a node.
+failure, and so it is for kind when that was asked for. The control plane runs
+unprivileged on loopback; the cluster has a node.
 """
 
 from __future__ import annotations
@@ -14,8 +15,14 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 from tests.cluster.binaries import ClusterUnavailable
-from tests.cluster.cluster import Cluster, await_namespace, private_cluster
+from tests.cluster.cluster import (
+    Cluster,
+    await_namespace,
+    kind_is_asked_for,
+    private_cluster,
+)
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.kind import require_tools
 from tests.cluster.manifests import account
 from tests.integration.space import Space
 
@@ -26,6 +33,11 @@ if TYPE_CHECKING:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cluster: needs a cluster with a node (root)")
     config.addinivalue_line("markers", "control_plane: needs etcd and kube-apiserver")
+    if kind_is_asked_for():
+        try:
+            require_tools()
+        except ClusterUnavailable as error:
+            raise pytest.UsageError(str(error)) from None
 
 
 def _missing(what: str, error: ClusterUnavailable) -> NoReturn:
@@ -55,6 +67,8 @@ def cluster() -> Iterator[Cluster]:
     try:
         found = lent.__enter__()
     except ClusterUnavailable as error:
+        if kind_is_asked_for():
+            pytest.exit(f"no kind cluster: {error}", returncode=1)
         _missing("a cluster with a node", error)
     try:
         yield found
