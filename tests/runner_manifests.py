@@ -75,6 +75,7 @@ IDENTITY = RunnerIdentity(
     name="pool-abc",
     pool="pool",
     instance="f00d",
+    process="beef",
     audience="flame-backend/uid-parent/pool-abc",
     parent_variable="{}",
     boot_timeout=60,

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import msgspec
 import pytest
@@ -459,6 +459,39 @@ def test_a_decoder_makes_its_type(
         assert "d" == event.object.metadata.name
 
 
+class SeenMeta(TypedDict, total=False):
+    name: str
+    namespace: str
+    uid: str
+    resourceVersion: str
+
+
+class Seen(TypedDict, total=False):
+    metadata: SeenMeta
+
+
+class SeenWithoutUid(TypedDict):
+    metadata: dict[str, str]
+
+
+def test_a_typed_dict_keeps_what_it_names(
+    fake: testing.Server, session: kubetls.Session
+) -> None:
+    """Dicts all the same, but without the rest; keys are told apart as ever."""
+    with session.list_watch(PODS, decoder=Seen) as watch:
+        events = [next(watch) for _ in range(4)]
+        assert ["ADDED", "ADDED", "ADDED", "SYNCED"] == [e.type for e in events]
+        for event in events[:3]:
+            assert {"metadata"} == set(event.object)
+            assert {"name", "namespace", "uid", "resourceVersion"} == set(
+                event.object["metadata"]
+            )
+        fake.delete(pod("a"))
+        gone = next(watch)
+        assert ("DELETED", "a") == (gone.type, gone.object["metadata"]["name"])
+        assert {("default", "b"), ("default", "c")} == set(watch.objects)
+
+
 class NoMetadata(msgspec.Struct):
     name: str
 
@@ -468,7 +501,7 @@ class Strict(msgspec.Struct):
     missing: int
 
 
-@pytest.mark.parametrize("decoder", [dict, NoMetadata, int])
+@pytest.mark.parametrize("decoder", [dict, NoMetadata, int, SeenWithoutUid])
 def test_a_decoder_needs_to_tell_objects_apart(
     session: kubetls.Session, decoder: type
 ) -> None:

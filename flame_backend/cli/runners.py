@@ -108,6 +108,7 @@ def sample_identity(pool: str, parent: dict[str, Any]) -> RunnerIdentity:
         name=name,
         pool=pool,
         instance=instance,
+        process=secrets.token_hex(8),
         audience=f"flame-backend/{parent['metadata']['uid']}/{name}",
         parent_variable="(public facts about the parent, set when the runner boots)",
         boot_timeout=BOOT_TIMEOUT,

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Generic,
+    TypeVar,
+    get_type_hints,
+    is_typeddict,
+)
 
 import msgspec
 
@@ -80,8 +88,9 @@ class Decoding(Generic[T]):
 
     Args:
         kind: A msgspec.Struct type for one item whose `metadata` is a Struct with
-            name, namespace, uid and resourceVersion (by their names in JSON); None
-            for plain dicts.
+            name, namespace, uid and resourceVersion (by their names in JSON), or a
+            TypedDict with the same in it, which leaves out of a dict what it does
+            not name; None for plain dicts.
 
     Raises:
         ConfigError: The type lacks one of these.
@@ -153,8 +162,18 @@ def _field_of_dict(name: str) -> Callable[[Any], str]:
 
 
 def _fields_of(kind: type[Any]) -> Callable[[str], Callable[[Any], str]]:
+    if is_typeddict(kind):
+        metadata = get_type_hints(kind).get("metadata")
+        named = get_type_hints(metadata) if is_typeddict(metadata) else {}
+        for name in _WANTED:
+            if name not in named:
+                reason = f"{kind.__name__}.metadata must be a TypedDict with {name!r}"
+                raise ConfigError("decoder", reason)
+        return _field_of_dict
     if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
-        raise ConfigError("decoder", "must be a msgspec.Struct type for one item")
+        raise ConfigError(
+            "decoder", "must be a msgspec.Struct or TypedDict for one item"
+        )
     attribute, metadata = _attribute(kind, "metadata")
     if not (isinstance(metadata, type) and issubclass(metadata, msgspec.Struct)):
         raise ConfigError("decoder", f"{kind.__name__}.metadata must be a Struct")

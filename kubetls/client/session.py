@@ -236,7 +236,8 @@ class Session(Verbs):
             limit: Objects asked for at a time; None for all at once.
             decoder: A msgspec.Struct type for one item, in place of dicts: only the
                 fields it names are built. Its `metadata` is a Struct with name,
-                namespace, uid and resourceVersion.
+                namespace, uid and resourceVersion. A TypedDict of that shape makes
+                dicts with these fields alone.
 
         Returns:
             An iterator of dicts, each with apiVersion and kind, or of what the

@@ -17,6 +17,7 @@ IDENTITY = RunnerIdentity(
     name="pool-abc",
     pool="pool",
     instance="f00d",
+    process="beef",
     audience=f"flame-backend/{UID}/pool-abc",
     parent_variable="{}",
     boot_timeout=60,

@@ -83,6 +83,7 @@ def test_forced_fields_are_constant(
     assert {
         "flame-backend/pool": "pool",
         "flame-backend/instance": "f00d",
+        "flame-backend/process": "beef",
         "app.kubernetes.io/managed-by": "flame-backend",
     }.items() <= metadata["labels"].items()
     command = ["/usr/bin/python3", "-P", "-m", "flame_backend.runner"]

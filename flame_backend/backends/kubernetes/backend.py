@@ -27,13 +27,10 @@ from flame_backend.backends.kubernetes.manifest import (
     RunnerOptions,
     runner_pod,
 )
-from flame_backend.backends.kubernetes.monitor import Monitor, PodEvents
-from flame_backend.backends.kubernetes.own_pod import (
-    addresses_of,
-    in_cluster_session,
-    own_pod,
-)
+from flame_backend.backends.kubernetes.monitor import PodEvents
+from flame_backend.backends.kubernetes.own_pod import addresses_of, own_pod
 from flame_backend.backends.kubernetes.pods import Pods, audience_prefix
+from flame_backend.backends.kubernetes.shared import join, leave
 from flame_backend.backends.kubernetes.workers import Workers
 from flame_backend.errors import (
     AppImportError,
@@ -53,7 +50,6 @@ if TYPE_CHECKING:
     from flame_backend.backends.kubernetes.pod_template import Inherit
     from flame_backend.wire.link import Link
 
-USER_AGENT: Final = "flame-backend/0.1.0"
 
 GRACE_MARGIN_SECONDS: Final = 5
 
@@ -158,13 +154,13 @@ class KubernetesBackend:
         self._spec = spec
         self._sink = sink
         self._closed = False
-        self._session = self._given_session or in_cluster_session(USER_AGENT)
+        self._shared = join(self._given_session)
+        self._session = self._shared.session
         try:
             self._find_parent()
             self._start()
         except BaseException:
-            if self._given_session is None:
-                self._session.close()
+            leave(self._shared)
             raise
 
     def _find_parent(self) -> None:
@@ -215,7 +211,7 @@ class KubernetesBackend:
             self._hub.close()
             raise
         changed = self._lifecycle.pod_changed
-        self._monitor = Monitor(session, self._pods.path, self._pods.selector, changed)
+        self._shared.follow(self._pods.path, spec.instance, changed)
         for seconds in (*SWEEP_SECONDS, self._failsafe + SWEEP_SECONDS[-1]):
             self._hub.after(seconds, lambda: self._workers.do(self._sweep))
 
@@ -257,11 +253,10 @@ class KubernetesBackend:
             self.end(runner, grace)
         # Posts that are under way end first: each deletes what it made.
         self._workers.close()
-        self._monitor.stop()
+        self._shared.unfollow(self._pods.path, self._spec.instance)
         self._disposal.close(grace)
         self._hub.close()
-        if self._given_session is None:
-            self._session.close()
+        leave(self._shared)
 
     def after_fork(self) -> None:
         """In a forked child: forget the parent's runners, and close its copies."""
@@ -294,6 +289,7 @@ class KubernetesBackend:
             name=runner,
             pool=spec.name,
             instance=spec.instance,
+            process=self._shared.process,
             audience=audience,
             parent_variable=variable,
             # Siblings sweep what is Pending for longer than it can be in time.

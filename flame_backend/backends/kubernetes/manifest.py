@@ -27,8 +27,10 @@ from flame_backend.backends.kubernetes.pod_template import (
     inherited_pod,
 )
 from flame_backend.backends.kubernetes.refusals import (
+    INSTANCE,
     LABEL,
     MANAGED_BY,
+    PROCESS,
     TOKEN_FOLDER,
     TOKEN_VOLUME,
     refuse_forbidden,
@@ -88,6 +90,7 @@ class RunnerIdentity:
         name: Name of runner and pod.
         pool: Name of the pool.
         instance: The pool object's identity.
+        process: Identity of the process whose pools are watched together.
         audience: Of its token; no other runner has it.
         parent_variable: Text of FLAME_PARENT.
         boot_timeout: Seconds after which a Pending one may be swept.
@@ -98,6 +101,7 @@ class RunnerIdentity:
     name: str
     pool: str
     instance: str
+    process: str
     audience: str
     parent_variable: str
     boot_timeout: float
@@ -321,7 +325,8 @@ def _force(
         **(metadata.get("labels") or {}),
         MANAGED_BY: LABEL,
         f"{LABEL}/pool": identity.pool,
-        f"{LABEL}/instance": identity.instance,
+        INSTANCE: identity.instance,
+        PROCESS: identity.process,
     }
     metadata["annotations"] = {
         **(metadata.get("annotations") or {}),

@@ -1,4 +1,4 @@
-"""What happens to runner pods: one watch for all of a pool, and their events."""
+"""What happens to runner pods: one watch for all of a process, and their events."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 import kubetls
+from flame_backend.backends.kubernetes.refusals import INSTANCE
+from flame_backend.backends.kubernetes.seen_pod import SeenPod
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -21,7 +23,7 @@ RETRY_MAX_SECONDS: Final = 60.0
 
 
 class Monitor:
-    """Follows pods by label and reports every change.
+    """Follows pods by label and reports every change to the pool it belongs to.
 
     Silence is no verdict: while the API server is away nothing is reported, and what
     was missed follows when it is back.
@@ -29,18 +31,17 @@ class Monitor:
     Args:
         session: Talks to the API server.
         path: The namespace's pods.
-        labels: Selector of this pool's runners.
-        changed: Called with name, pod, and whether it is gone (the pod is its last
-            state then); from the monitor's thread.
+        labels: Selector of this process' runners.
     """
 
-    def __init__(
-        self, session: kubetls.Session, path: str, labels: str, changed: Changed
-    ) -> None:
+    def __init__(self, session: kubetls.Session, path: str, labels: str) -> None:
         self._session = session
         self._path = path
         self._labels = labels
-        self._changed = changed
+        self._pools: dict[str, Changed] = {}
+        # Held while a pool is told, so that none hears anything after it has left;
+        # what it does then may make it leave.
+        self._lock = threading.RLock()
         self._stopping = threading.Event()
         self._watch: kubetls.ListWatch | None = None
         self._thread = threading.Thread(
@@ -48,10 +49,29 @@ class Monitor:
         )
         self._thread.start()
 
+    def follow(self, instance: str, changed: Changed) -> None:
+        """Report a pool's pods.
+
+        Args:
+            instance: The pool object's identity, a label of its pods.
+            changed: Called with name, pod, and whether it is gone (the pod is its
+                last state then); from the monitor's thread.
+        """
+        with self._lock:
+            self._pools[instance] = changed
+
+    def unfollow(self, instance: str) -> bool:
+        """Report no more of a pool; say whether there are others."""
+        with self._lock:
+            self._pools.pop(instance, None)
+            return bool(self._pools)
+
     def _follow(self) -> None:
         pause = RETRY_SECONDS
         while not self._stopping.is_set():
-            self._watch = self._session.list_watch(self._path, labels=self._labels)
+            self._watch = self._session.list_watch(
+                self._path, labels=self._labels, decoder=SeenPod
+            )
             if self._stopping.is_set():  # stop() may have come before there was one
                 return
             try:
@@ -69,8 +89,11 @@ class Monitor:
         if event.type == "SYNCED":
             return
         try:
-            name = event.object["metadata"]["name"]
-            self._changed(name, event.object, event.type == "DELETED")
+            metadata = event.object["metadata"]
+            with self._lock:
+                changed = self._pools.get(metadata["labels"].get(INSTANCE))
+                if changed is not None:
+                    changed(metadata["name"], event.object, event.type == "DELETED")
         except Exception:
             # One pod that makes no sense does not end the watch of all others.
             logger.exception("a runner pod's change")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import kubetls
 from flame_backend.backends.kubernetes.manifest import LABEL
 from flame_backend.backends.kubernetes.pod_template import RUNNER_CONTAINER
-from flame_backend.backends.kubernetes.refusals import TOKEN_VOLUME
+from flame_backend.backends.kubernetes.refusals import INSTANCE, TOKEN_VOLUME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +71,7 @@ class Pods:
         self._max_pods = max_pods
         self._logs = True
         self.path = kubetls.path("v1", "pods", namespace=namespace)
-        self.selector = f"{LABEL}/instance={instance}"
+        self.selector = f"{INSTANCE}={instance}"
 
     def create(self, pod: dict[str, Any]) -> str:
         """POST a pod and return its UID; the same pod may be posted again.
@@ -147,7 +147,7 @@ class Pods:
         try:
             for pod in self._siblings():
                 metadata = pod["metadata"]
-                mine = metadata["labels"].get(f"{LABEL}/instance") == self._instance
+                mine = metadata["labels"].get(INSTANCE) == self._instance
                 if not mine and is_left_over(pod, now) and is_settled(pod, now):
                     self.delete(metadata["name"], metadata["uid"], 0)
         except kubetls.KubeTLSError as error:

@@ -17,6 +17,10 @@ from flame_backend.backends.kubernetes.pod_template import (
 from flame_backend.errors import ManifestError
 
 LABEL: Final = "flame-backend"
+INSTANCE: Final = f"{LABEL}/instance"
+"""Label with the identity of the pool object."""
+PROCESS: Final = f"{LABEL}/process"
+"""Label of all runners that one process watches together."""
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 
 TOKEN_FOLDER: Final = "/var/run/secrets/flame"  # noqa: S105 - a path
