@@ -85,7 +85,7 @@ class GrowEnd(Event):
         runner: The runner's name.
         node: Where it is.
         seconds: What the boot took, 0 when it failed.
-        error: Why it failed, None when it did not.
+        error: Why it failed, or was given up; None when it did not.
     """
 
     runner: str
@@ -100,7 +100,8 @@ class Shrink(Event):
 
     Attributes:
         runner: Its name.
-        reason: "idle", "used" (single_use), "lifetime", "resized", "drained" (it was
+        reason: "idle", "unneeded" (ready, but never of use), "used" (single_use),
+            "lifetime", "resized", "drained" (it was
             told to end), "failed" (of no use) or "closed" (the pool's end).
     """
 

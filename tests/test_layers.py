@@ -156,6 +156,7 @@ TABLE = {
     "flame_backend.pool.exchange": "edges",
     "flame_backend.pool.executor": "faces",
     "flame_backend.pool.forms": "faces",
+    "flame_backend.pool.growing": "rules",
     "flame_backend.pool.initializing": "values",
     "flame_backend.pool.keeper": "edges",
     "flame_backend.pool.leases": "faces",

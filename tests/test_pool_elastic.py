@@ -60,6 +60,14 @@ def noted() -> bool:
     return os.environ.get("NOTED") == str(os.getpid())
 
 
+def slow_to_boot(tmp_path: Path, seconds: float) -> dict[str, Any]:
+    """Return options of a pool whose app takes that long to load."""
+    text = f"import time; time.sleep({seconds})"
+    (tmp_path / "slow_module.py").write_text(text)
+    backend = flame.LocalBackend(env={"PYTHONPATH": str(tmp_path)})
+    return {"backend": backend, "preload": ["slow_module"]}
+
+
 @pytest.fixture
 def make() -> Iterator[Callable[..., flame.Pool]]:
     """Make pools; nothing of them is left afterwards."""
@@ -207,18 +215,51 @@ def test_boot_that_takes_long_is_not_old(
     make: Callable[..., flame.Pool], tmp_path: Path
 ) -> None:
     """A life begins when a runner serves; boots have clocks of their own."""
-    (tmp_path / "slow_module.py").write_text("import time; time.sleep(1.0)")
-    backend = flame.LocalBackend(env={"PYTHONPATH": str(tmp_path)})
     events: list[Event] = []
-    pool = make(
-        max=1,
-        max_lifetime=0.4,
-        preload=["slow_module"],
-        backend=backend,
-        on_event=events.append,
-    )
+    slow = slow_to_boot(tmp_path, 1.0)
+    pool = make(max=1, max_lifetime=0.4, on_event=events.append, **slow)
     assert 1 == pool.call(abs, -1)
     assert [GrowStart, GrowEnd] == [type(event) for event in events[:2]]
+
+
+def test_boot_that_nobody_waits_for_is_given_up(
+    make: Callable[..., flame.Pool], tmp_path: Path
+) -> None:
+    """Its callers timed out or cancelled; what comes of it is told as of any boot."""
+    events: list[Event] = []
+    slow = slow_to_boot(tmp_path, 2.0)
+    pool = make(max=3, idle_shutdown_after=0.3, on_event=events.append, **slow)
+    futures = [pool.submit(abs, -n) for n in range(2)]
+    with pytest.raises(flame.CallTimeout):
+        pool.options(queue_timeout=0.1).call(abs, -1)
+    assert 3 == pool.status().booting
+    until(lambda: pool.status().booting == 2, 1.5)
+    assert [True, True] == [future.cancel() for future in futures]
+    until(lambda: not pool.status().runners, 1.5)
+    pool.shutdown()
+    ends = [event for event in events if isinstance(event, GrowEnd)]
+    assert 3 == len(ends)
+    assert all("unneeded" in str(end.error) for end in ends)
+    assert not [event for event in events if isinstance(event, Shrink)]
+
+
+def test_boot_goes_on_for_whoever_comes_next(
+    make: Callable[..., flame.Pool], tmp_path: Path
+) -> None:
+    """Callers more impatient than the boot takes would never be served otherwise."""
+    pool = make(max=1, idle_shutdown_after=5, **slow_to_boot(tmp_path, 1.0))
+    impatient = pool.options(queue_timeout=0.2)
+
+    def served() -> bool:
+        try:
+            return impatient.call(abs, -1) == 1
+        except flame.CallTimeout:
+            return False
+
+    assert not served()
+    first = pool.status().runners[0].name
+    until(served)
+    assert [first] == [found.name for found in pool.status().runners]
 
 
 def test_queue_is_bounded(make: Callable[..., flame.Pool], gate: Path) -> None:

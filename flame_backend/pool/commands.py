@@ -46,7 +46,8 @@ class End(NamedTuple):
 
     Attributes:
         runner: Its name.
-        reason: "idle", "used", "lifetime", "resized", "drained", "failed" or "closed".
+        reason: "idle", "unneeded", "used", "lifetime", "resized", "drained", "failed"
+            or "closed".
     """
 
     runner: str
@@ -72,7 +73,8 @@ class Sizing:
         min: Runners kept while the pool is in use.
         slots: Slots of each runner.
         buffer: Idle slots kept ready beyond the calls that run, while some do.
-        idle_after: Seconds without a call after which a surplus runner ends.
+        idle_after: Seconds without a call after which a surplus runner ends; also
+            seconds after which a boot ends that nobody needs any more.
         min_idle_after: Seconds without any call after which all runners end.
         single_use: A runner ends with its first call.
         max_queue: Most calls that wait.

@@ -71,7 +71,7 @@ class Pool(Forms, concurrent.futures.Executor):
         shutdown_timeout: Seconds that calls may take to finish when the interpreter
             exits, or a runner is told to end.
         idle_shutdown_after: Seconds without a call after which a runner beyond min
-            ends; None for never.
+            ends, and a boot that nobody waits for any more is given up; None for never.
         min_idle_shutdown_after: Seconds without any call after which all runners end,
             to come back with the next call; None for never.
         max_queue: Most calls that wait; others get `PoolSaturated`.

@@ -135,17 +135,18 @@ class Leases:
         ledger = self._ledger
         with ledger.lock:
             now = time.monotonic()
-            ledger.leave_queue(call)
+            ledger.leave_queue(call, now)
             ledger.break_link(call, now)
             ledger.release(call, now)
 
     def withdraw(self, call: Call) -> bool:
         """A submitted call is cancelled if it waits; False when it does not."""
         with self._ledger.lock:
-            if not self._ledger.leave_queue(call):
+            now = time.monotonic()
+            if not self._ledger.leave_queue(call, now):
                 return False
             call.doom = CallCancelled("its caller cancelled it")
-            self._ledger.release(call, time.monotonic())
+            self._ledger.release(call, now)
             return True
 
     def abandon(self, call: Call) -> bool:
@@ -258,7 +259,7 @@ class Leases:
             ledger.changed.wait_for(
                 lambda: ledger.ended or machine.serving >= wanted or refused(), seconds
             )
-            machine.cool()
+            machine.cool(time.monotonic())
             ledger.mind_time()
             serving, last = machine.serving, machine.breaker.last
             if ledger.ended:

@@ -17,8 +17,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from flame_backend.errors import CallTimeout, PoolClosed, RunnerLost
-from flame_backend.events import GrowStart, Shrink
+from flame_backend.errors import BootError, CallTimeout, PoolClosed, RunnerLost
+from flame_backend.events import GrowEnd, GrowStart, Shrink
 from flame_backend.pool.commands import Assign, Boot, End, Fail, OpenSlot, Renew
 from flame_backend.pool.keeper import Keeper
 
@@ -121,10 +121,14 @@ class Ledger:
                 self._fail(Fail(number, PoolClosed("the pool was shut down")), now)
         self._delayed.clear()
 
-    def leave_queue(self, call: Call) -> bool:
+    def leave_queue(self, call: Call, now: float) -> bool:
         """Have a call wait no longer; False when it did not."""
         delayed, call.delayed = call.delayed, False
-        return self.machine.cancel(call.id) or delayed
+        waited = self.machine.cancel(call.id, now)
+        if waited:
+            # A boot may be one that nobody needs any more.
+            self.mind_time()
+        return waited or delayed
 
     def release(self, call: Call, now: float) -> Lease | None:
         """Forget a call, and return what it held."""
@@ -239,15 +243,14 @@ class Ledger:
     def _note(self, command: Command) -> None:
         """Close what a runner leaves behind, and tell of runners that come and go."""
         if isinstance(command, End):
-            self.infos.pop(command.runner, None)
+            was_had = self.infos.pop(command.runner, None) is not None
             for slot in range(self.spec.slots):
                 lease = self.leases.pop((command.runner, slot), None)
                 if lease is not None:
                     detail = f"the pool ended it ({command.reason})"
                     self.tell_end(lease, RunnerLost(command.runner, "Crashed", detail))
             if self.announce is not None:
-                name, reason = command.runner, command.reason
-                self.announce(Shrink(pool=self.spec.name, runner=name, reason=reason))
+                self.announce(_ended(self.spec.name, command, was_had=was_had))
         elif isinstance(command, Boot) and self.announce is not None:
             self.announce(GrowStart(pool=self.spec.name, runner=command.runner))
 
@@ -289,3 +292,12 @@ class Ledger:
         del self._timed[call.id]
         if lease is not None:
             lease.link.shutdown()
+
+
+def _ended(pool: str, command: End, *, was_had: bool) -> Event:
+    """Return what to tell of a runner that the pool ended."""
+    name, reason = command.runner, command.reason
+    if was_had:
+        return Shrink(pool=pool, runner=name, reason=reason)
+    error = BootError(name, "start", f"the pool gave it up ({reason})")
+    return GrowEnd(pool=pool, runner=name, error=error)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from flame_backend.errors import BootError, CallTimeout, PoolClosed, PoolSaturated
 from flame_backend.pool.breaker import Breaker
 from flame_backend.pool.commands import Assign, Boot, End, Fail, OpenSlot, Renew
+from flame_backend.pool.growing import SpareBoots, lacking_runners
 from flame_backend.pool.roster import Roster
 from flame_backend.pool.shrinking import oldest_ages, pool_rests, surplus_rests
 from flame_backend.pool.waiting import Waiting
@@ -73,6 +74,7 @@ class Machine:
         # Runners wanted beyond min for wait_ready, and none at all while nobody calls.
         self._warming = 0
         self._asleep = False
+        self._spare = SpareBoots(self.roster, sizing)
         # Checked once with each call instead of one by one.
         self._plain = not (sizing.single_use or sizing.max_tasks)
 
@@ -101,7 +103,9 @@ class Machine:
         taken = self.roster.take(call)
         if taken is not None:
             assigned: list[Command] = [Assign(call, *taken)]
-            return assigned + self._grown(now) if self.sizing.buffer else assigned
+            if self.sizing.buffer or self.roster.booting:
+                assigned += self._grown(now)
+            return assigned
         refusal = self._refusal(now, again=again)
         if refusal is not None:
             return [Fail(call, refusal)]
@@ -116,10 +120,13 @@ class Machine:
             return []
         if self._plain and not self._queue and not found.draining:
             self.roster.free(found, slot, now)
+            if self.roster.booting:
+                self._weigh(now)
             return []
         self.roster.vacate(found, slot, now)
         if found.draining:
             return self._drained(found, now)
+        self._weigh(now)
         if not self._plain:
             if self.sizing.single_use:
                 return self._ended(found, "used", now)
@@ -128,9 +135,11 @@ class Machine:
                 return [Renew(runner, slot), *self._grown(now)]
         return self._freed(found, slot, now)
 
-    def cancel(self, call: int) -> bool:
+    def cancel(self, call: int, now: float) -> bool:
         """A waiting call is given up; False when it is not waiting."""
-        return self._waiting.remove(call)
+        removed = self._waiting.remove(call)
+        self._weigh(now)
+        return removed
 
     # ------------------------------------------------------------------ runners
 
@@ -215,9 +224,10 @@ class Machine:
         self._warming = min(runners, self.max)
         return self.start(now)
 
-    def cool(self) -> None:
+    def cool(self, now: float) -> None:
         """Nobody waits for that any more."""
         self._warming = 0
+        self._weigh(now)
 
     def resize(self, smallest: int, largest: int, now: float) -> list[Command]:
         """The pool gets another size: boot what is missing, retire what is too much."""
@@ -241,12 +251,17 @@ class Machine:
             for call, limit in self._waiting.expired(now)
         ]
         commands += self._aged(now)
+        commands += self._unneeded(now)
         commands += self._rested(now)
         return commands + self._grown(now)
 
     def next_tick(self) -> float | None:
         """The moment at which `tick` has something to do; None for never."""
-        moments = [self._waiting.next_deadline(), *self._shrinks()]
+        moments = [
+            self._waiting.next_deadline(),
+            self._spare.ends_at(),
+            *self._shrinks(),
+        ]
         if self.breaker.failures and self._wanted() and not self.roster.booting:
             moments.append(self.breaker.retry_at)
         return min((found for found in moments if found is not None), default=None)
@@ -349,6 +364,18 @@ class Machine:
         kept = max(self.min, self._warming)
         return age, surplus_rests(roster, sizing, kept), pool_rests(roster, sizing)
 
+    def _unneeded(self, now: float) -> list[Command]:
+        """End boots that nobody has needed for long enough."""
+        self._weigh(now)
+        found = self._spare.taken(len(self._queue), self._kept(), now)
+        for runner in found:
+            self.roster.remove(runner)
+        return [End(runner.name, "unneeded") for runner in found]
+
+    def _weigh(self, now: float) -> None:
+        """Note whether boots are under way that nobody needs."""
+        self._spare.weigh(len(self._queue), self._kept(), now)
+
     # ------------------------------------------------------------------ inside: grow
 
     def _refusal(self, now: float, *, again: bool) -> FlameError | None:
@@ -364,23 +391,26 @@ class Machine:
         """A runner could not be had."""
         self.breaker.failed(error, found.born, now)
         if not self.breaker.open or self.roster.serving:
+            self._weigh(now)
             return []
-        return [Fail(call, error) for call in self._waiting.clear()]
+        told: list[Command] = [Fail(call, error) for call in self._waiting.clear()]
+        self._weigh(now)
+        return told
 
     def _wanted(self) -> int:
         """How many runners more the pool should have."""
-        roster = self.roster
-        room = self.max - len(roster)
+        room = self.max - len(self.roster)
         if room <= 0 or self.closed:
             return 0
-        lacking = len(self._queue) - roster.idle - roster.opening
-        if self.sizing.buffer and (roster.busy or self._queue):
-            lacking += self.sizing.buffer
-        kept = 0 if self._asleep else max(self.min, self._warming)
-        wanted = max(-(-lacking // self.sizing.slots), kept - roster.alive)
-        return max(0, min(wanted, room))
+        waiting, kept = len(self._queue), self._kept()
+        return min(room, lacking_runners(self.roster, self.sizing, waiting, kept))
+
+    def _kept(self) -> int:
+        """How many runners there are to be without any call."""
+        return 0 if self._asleep else max(self.min, self._warming)
 
     def _grown(self, now: float) -> list[Command]:
+        self._weigh(now)
         wanted = self._wanted()
         if not wanted:
             return []

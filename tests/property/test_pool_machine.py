@@ -132,9 +132,19 @@ class PoolMachine(RuleBasedStateMachine):
             assert not self.waiting, "it could have served"
             asleep = self.machine._asleep
             assert asleep or len(self.alive) > self.machine.min
+        if reason == "unneeded":
+            self.unneeded(runner)
         if reason == "lifetime":
             assert self.age(runner) >= self.sizing.max_lifetime
         self.forget(runner)
+
+    def unneeded(self, runner: str) -> None:
+        """A boot that is given up leaves enough for those who wait, and for min."""
+        assert runner not in self.served
+        left = self.alive - {runner}
+        busy = [key for key in self.running if key[0] in left]
+        assert len(left) * self.sizing.slots - len(busy) >= len(self.waiting)
+        assert self.machine._asleep or len(left) >= self.machine.min
 
     def forget(self, runner: str) -> None:
         for names in (self.booting, self.ready, self.leaving):
@@ -203,8 +213,8 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data: Any) -> None:
         call = self.pick(data, self.waiting)
-        assert self.machine.cancel(call)
-        assert not self.machine.cancel(call)
+        assert self.machine.cancel(call, self.now)
+        assert not self.machine.cancel(call, self.now)
         self.waiting.remove(call)
         self.ended.append(call)
 
@@ -321,7 +331,20 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def cool(self) -> None:
-        self.machine.cool()
+        self.machine.cool(self.now)
+
+    @precondition(lambda self: self.sizing.idle_after and not self.running)
+    @rule()
+    def demand_goes(self) -> None:
+        """Boots that nobody waits for are not kept for longer than idle runners."""
+        for call in list(self.waiting):
+            assert self.machine.cancel(call, self.now)
+            self.ended.append(call)
+        self.waiting.clear()
+        self.now += self.sizing.idle_after or 0.0
+        self.tick()
+        kept = max(self.machine.min, self.machine._warming)
+        assert self.alive <= self.served or len(self.alive) <= kept
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 10.0, 70.0, 300.0]))
     def pass_time(self, seconds: float) -> None:
@@ -479,7 +502,7 @@ class PoolMachine(RuleBasedStateMachine):
         """Left alone, it has its smallest size in time."""
         if self.sizing.idle_after is None or self.sizing.max_lifetime is not None:
             return
-        self.machine.cool()
+        self.machine.cool(self.now)
         self.now += self.sizing.idle_after
         self.tick()
         self.go_well()
