@@ -142,6 +142,8 @@ class RunnerLost(FlameError):
         started: True when the function may have run (its request was sent in full).
         exit_code: Exit code of the process, or None.
         signal: Signal number that ended the process, or None.
+        log_tail: Last output of the call, or of its runner where that is all there
+            is; escaped and shortened, or "".
     """
 
     def __init__(
@@ -152,20 +154,22 @@ class RunnerLost(FlameError):
         started: bool = True,
         exit_code: int | None = None,
         signal: int | None = None,
+        log_tail: str = "",
     ) -> None:
-        super().__init__(runner, reason, detail, started, exit_code, signal)
+        super().__init__(runner, reason, detail, started, exit_code, signal, log_tail)
         self.runner = runner
         self.reason = reason
         self.detail = detail
         self.started = started
         self.exit_code = exit_code
         self.signal = signal
+        self.log_tail = log_tail
 
-    def seen_by_call(self, *, started: bool) -> RunnerLost:
-        """Return the same loss for one of the runner's calls."""
-        return RunnerLost(
-            self.runner, self.reason, self.detail, started, self.exit_code, self.signal
-        )
+    def seen_by_call(self, *, started: bool, log_tail: str = "") -> RunnerLost:
+        """Return the same loss for one of the runner's calls, and what it printed."""
+        _, reason, detail, _, exit_code, signal, tail = self.args
+        tail = log_tail or tail
+        return RunnerLost(self.runner, reason, detail, started, exit_code, signal, tail)
 
     def __str__(self) -> str:
         when = "while it ran the call" if self.started else "before the call started"

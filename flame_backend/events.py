@@ -27,7 +27,8 @@ class CallInfo:
         queued_s: Seconds it waited for a slot.
         boot_s: Seconds the boot of its runner took.
         run_s: Seconds from the request to the result.
-        log_tail: Last output of the call; empty in this version.
+        log_tail: Last output of the call, as far as it had arrived: up to 4096
+            characters, control characters escaped, kept for the last 1024 calls.
     """
 
     id: int
@@ -100,9 +101,9 @@ class Shrink(Event):
 
     Attributes:
         runner: Its name.
-        reason: "idle", "unneeded" (ready, but never of use), "used" (single_use),
-            "lifetime", "resized", "drained" (it was
-            told to end), "failed" (of no use) or "closed" (the pool's end).
+        reason: "idle", "unneeded" (nobody waited for it any more), "used"
+            (single_use), "lifetime", "resized", "drained" (it was told to end),
+            "failed" (of no use) or "closed" (the pool's end).
     """
 
     runner: str

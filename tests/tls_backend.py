@@ -138,6 +138,10 @@ class TlsBackend:
     def after_fork(self) -> None:
         """Not needed here."""
 
+    def log_tail(self, call: int) -> str:
+        """Return the last lines of a call."""
+        return self.hub.output.tail(call)
+
     def describe(self) -> dict[str, Any]:
         """Name itself."""
         return {"kind": "tls", "port": self.listener.port}

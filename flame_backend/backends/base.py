@@ -165,5 +165,12 @@ class Backend(Protocol):
         exist here, so they are made anew.
         """
 
+    def log_tail(self, call: int) -> str:
+        """Return the last lines that a call printed, as far as they have arrived.
+
+        Safe to print, of bounded length, "" where nothing is known; any thread may
+        ask, also after `close`.
+        """
+
     def describe(self) -> dict[str, Any]:
         """Facts for `pool.status()`: kind, address, image, ..."""

@@ -72,7 +72,7 @@ class Call:
         "attempt", "boot_s", "deadline", "delayed", "doom", "error", "future", "id",
         "lease", "link", "lock", "node", "queue_deadline", "queue_timeout",
         "queued_at", "queued_s", "request", "retry", "run_s", "runner", "started_at",
-        "timeout", "tries",
+        "tail", "timeout", "tries",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +84,7 @@ class Call:
         retry: Retry | None = None,
         *,
         link: bool = True,
+        tail: Callable[[int], str] | None = None,
     ) -> None:
         self.id = number
         self.request = request
@@ -91,6 +92,7 @@ class Call:
         self.queue_timeout = queue_timeout
         self.retry = retry
         self.link = link
+        self.tail = tail
         self.queue_deadline: float | None = None
         self.queued_at = self.started_at = 0.0
         self.queued_s = self.boot_s = self.run_s = 0.0
@@ -116,6 +118,7 @@ class Call:
             queued_s=self.queued_s,
             boot_s=self.boot_s,
             run_s=self.run_s,
+            log_tail="" if self.tail is None else self.tail(self.id),
         )
 
 

@@ -64,6 +64,7 @@ class Engine:
         initializer: list[bytes] | None,
     ) -> None:
         self._spec = spec
+        self._tail = backend.log_tail
         announcer = None if on_event is None else Announcer(spec.name, on_event)
         self._announcer = announcer
         machine = Machine(spec.name, sizing, _suffix, random.random)
@@ -86,6 +87,7 @@ class Engine:
             options.queue_timeout,
             options.retry,
             link=options.link,
+            tail=self._tail,
         )
 
     def _start(self) -> None:

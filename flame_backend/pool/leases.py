@@ -189,13 +189,18 @@ class Leases:
                 return CallCancelled("the pool was shut down while the call ran")
             if isinstance(error, MalformedFrame):
                 detail = f"it sent what makes no sense: {error}"
-                return RunnerLost(lease.runner, "Unknown", detail)
+                return self._lost(call, RunnerLost(lease.runner, "Unknown", detail))
             # The end of the pool is told as a cause, too.
             ledger.changed.wait_for(lambda: lease.end, CAUSE_SECONDS)
             end = lease.end
         if isinstance(end, RunnerLost):
-            return end.seen_by_call(started=True)
-        return end or RunnerLost(lease.runner, "Unknown", str(error))
+            return self._lost(call, end)
+        return end or self._lost(call, RunnerLost(lease.runner, "Unknown", str(error)))
+
+    def _lost(self, call: Call, end: RunnerLost) -> RunnerLost:
+        """Return a runner's loss as one of its calls is told of it."""
+        tail = self._ledger.backend.log_tail(call.id)
+        return end.seen_by_call(started=True, log_tail=tail)
 
     # ------------------------------------------------------------------ size
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from flame_backend.backends.base import PoolSpec, Sink
     from flame_backend.backends.kubernetes.manifest import Hardening, Manifest
     from flame_backend.backends.kubernetes.pod_template import Inherit
+    from flame_backend.backends.output import Output
     from flame_backend.wire.link import Link
 
 
@@ -141,6 +142,8 @@ class KubernetesBackend:
         self._enforce_address = enforce_address
         self._lock = threading.Lock()
         self._listener: Listener | None = None
+        # Also asked when the pool has ended.
+        self._output: Output | None = None
         self._closed = False
 
     # ------------------------------------------------------------------ Backend
@@ -182,6 +185,7 @@ class KubernetesBackend:
             enforce_address=self._enforce_address,
         )
         self._hub = Hub(spec, self)
+        self._output = self._hub.output
         self._workers = Workers()
         self._pods = Pods(
             session, self._namespace, spec.instance, self._parent_uid, self._max_pods
@@ -266,6 +270,10 @@ class KubernetesBackend:
             self._hub.after_fork()
         self._lock = threading.Lock()
         self._closed = False
+
+    def log_tail(self, call: int) -> str:
+        """Return the last lines that a call printed, as far as they have arrived."""
+        return self._output.tail(call) if self._output is not None else ""
 
     def describe(self) -> dict[str, Any]:
         """Return facts for status()."""

@@ -129,7 +129,8 @@ class Cause:
         detail = self.words
         if self.log_tail:
             detail = f"{detail}; its last output: {self.log_tail}"
-        return RunnerLost(runner, self.name, detail, False, self.exit_code, self.signal)
+        code, signal = self.exit_code, self.signal
+        return RunnerLost(runner, self.name, detail, False, code, signal, self.log_tail)
 
     def _line(self) -> str:
         if self.words.startswith(self.name):
