@@ -10,8 +10,8 @@ the object, and the runner reads them from the link straight into their final pl
 
 from __future__ import annotations
 
-import io
 import pickle
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.errors import NotSerializable, PayloadTooLarge
@@ -24,25 +24,21 @@ if TYPE_CHECKING:
 PROTOCOL: Final = 5
 _MAIN: Final = b"__main__"
 
+_NUMBERS: Final = frozenset((type(None), bool, int, float))
+_TEXTS: Final = frozenset((str, bytes))
+_SMALL: Final = 4096
+"""Up to here a copy costs less than a file to write to."""
 
-class _Collector:
-    """A pickler's file that keeps large buffers as the objects they are."""
 
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-        self.size = 0
+class _Parts(list[Any]):
+    """A pickler's file that keeps large buffers as the objects they are.
 
-    def write(self, data: Any) -> int:
-        # C pickle writes a large bytes object by itself, unframed; anything else
-        # (frames, memory it will reuse) is small and copied.
-        part = data if type(data) is bytes else bytes(data)
-        self.parts.append(part)
-        self.size += len(part)
-        return len(part)
+    C pickle writes a large bytes object by itself, unframed, and everything small in
+    frames. Nothing of this class runs as Python code.
+    """
 
-    def mentions_main(self) -> bool:
-        """Tell whether something is pickled by reference to the main script."""
-        return any(_MAIN in part for part in self.parts if len(part) < 1024 * 1024)
+    __slots__ = ()
+    write = list.append
 
 
 def dump_call(
@@ -68,15 +64,17 @@ def dump_call(
         PayloadTooLarge: The request is larger than the limit; nothing was sent.
     """
     try:
-        collected = _pickled((function, args, kwargs))
+        small = not kwargs and _are_small(function, args)
+        parts = _pickled((function, args, kwargs), small=small)
     except Exception as error:
         from flame_backend.wire.complaints import call_complaint
 
         told = call_complaint(function, args, kwargs, error, _can_be_sent)
         raise NotSerializable(told) from error
-    if collected.size > limit:
-        raise PayloadTooLarge("request", collected.size, limit)
-    return collected.parts
+    size = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
+    if size > limit:
+        raise PayloadTooLarge("request", size, limit)
+    return parts
 
 
 def dump_object(value: object) -> bytes:
@@ -86,25 +84,56 @@ def dump_object(value: object) -> bytes:
         NotSerializable: It cannot be sent.
     """
     try:
-        return b"".join(_pickled(value).parts)
+        return b"".join(_pickled(value))
     except Exception as error:
         msg = f"{type(value).__name__} cannot be sent to a runner: {error}"
         raise NotSerializable(msg) from error
 
 
-def _pickled(value: object) -> _Collector:
-    collected = _Collector()
+def _pickled(value: object, *, small: bool = False) -> list[bytes]:
+    """Pickle by reference where that serves, else with the main script's by value."""
     try:
-        pickle.Pickler(collected, PROTOCOL).dump(value)
-        if not collected.mentions_main():
-            return collected
+        if small:
+            parts = [pickle.dumps(value, PROTOCOL)]
+        else:
+            parts = _collected(pickle.Pickler, value)
+        if not _mentions_main(parts):
+            return parts
     except (pickle.PicklingError, AttributeError, TypeError):
         pass
     from flame_backend.wire import main_script
 
-    collected = _Collector()
-    main_script.Pickler(collected, PROTOCOL).dump(value)
-    return collected
+    return _collected(main_script.Pickler, value)
+
+
+def _collected(kind: Callable[..., pickle.Pickler], value: object) -> list[bytes]:
+    """Return what a pickler writes, large bytes uncopied."""
+    parts = _Parts()
+    pickler = kind(parts, PROTOCOL)
+    pickler.dump(value)
+    if len(parts) == 1:
+        return parts
+    # Anything but bytes is memory that may change, or end with the pickler.
+    return [part if type(part) is bytes else bytes(part) for part in parts]
+
+
+def _are_small(function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    """Tell whether the pickle of a call is certain to hold nothing large."""
+    if type(function) is not FunctionType:
+        # Bound methods bring their object along.
+        return False
+    for arg in args:
+        kind = type(arg)
+        if kind not in _NUMBERS and (kind not in _TEXTS or len(arg) > _SMALL):
+            return False
+    return True
+
+
+def _mentions_main(parts: list[bytes]) -> bool:
+    """Tell whether something is pickled by reference to the main script."""
+    if len(parts) == 1:
+        return _MAIN in parts[0]
+    return any(_MAIN in part for part in parts if len(part) < 1024 * 1024)
 
 
 def load_call(
@@ -117,8 +146,9 @@ def load_call(
 
 def load_object(body: bytes | Body) -> Any:
     """Unpickle something from the peer that this process obeys."""
-    source: Any = io.BytesIO(body) if isinstance(body, bytes) else body
-    return pickle.Unpickler(source).load()  # noqa: S301 - the parent's code runs here by design
+    if isinstance(body, bytes):
+        return pickle.loads(body)  # noqa: S301 - the parent's code runs here by design
+    return pickle.Unpickler(body).load()  # noqa: S301 - as above
 
 
 def _can_be_sent(value: object) -> bool:
