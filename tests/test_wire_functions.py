@@ -16,13 +16,13 @@ import pytest
 
 from flame_backend.errors import NotSerializable, PayloadTooLarge
 from flame_backend.wire.frames import Kind, Limits
-from flame_backend.wire.functions import dump_call, dump_object, load_call, load_object
+from flame_backend.wire.functions import dump_call, dump_object, load_object
 from flame_backend.wire.link import Body, Link
 
 LIMIT = 64 * 1024 * 1024
 LOAD = (
-    "import sys; from flame_backend.wire.functions import load_call;"
-    "f, a, k = load_call(sys.stdin.buffer.read()); print(f(*a, **k))"
+    "import sys; from flame_backend.wire.functions import load_object;"
+    "f, a, k = load_object(sys.stdin.buffer.read()); print(f(*a, **k))"
 )
 
 
@@ -132,7 +132,7 @@ def test_large_bytes_are_passed_on_as_they_are() -> None:
     data = bytes(4 * 1024 * 1024)
     parts = dump_call(len, (data,), {}, limit=LIMIT)
     assert any(part is data for part in parts)
-    function, args, kwargs = load_call(b"".join(parts))
+    function, args, kwargs = load_object(b"".join(parts))
     assert (len, (data,), {}) == (function, args, kwargs)
 
 

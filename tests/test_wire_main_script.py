@@ -18,9 +18,9 @@ from flame_backend.wire.functions import dump_call
 
 RUNNER = (
     "import base64, sys\\n"
-    "from flame_backend.wire.functions import load_call\\n"
+    "from flame_backend.wire.functions import load_object\\n"
     "for line in sys.stdin:\\n"
-    "    function, args, kwargs = load_call(base64.b64decode(line))\\n"
+    "    function, args, kwargs = load_object(base64.b64decode(line))\\n"
     "    print(repr(function(*args, **kwargs)), flush=True)\\n"
 )
 runner = subprocess.Popen(

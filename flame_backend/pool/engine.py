@@ -19,7 +19,7 @@ from flame_backend.events import CallDone
 from flame_backend.pool.announcer import Announcer
 from flame_backend.pool.calls import Call, FlameFuture, Lease
 from flame_backend.pool.crew import Crew
-from flame_backend.pool.exchange import outcome, receive
+from flame_backend.pool.exchange import answered
 from flame_backend.pool.leases import Leases
 from flame_backend.pool.ledger import Ledger
 from flame_backend.pool.machine import Machine
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 # Kubernetes' own alphabet for suffixes: nothing that reads as a word or as another.
 _SUFFIX: Final = "bcdfghjklmnpqrstvwxz2456789"
+
+# Named with each call, and an enum is slow to name its members.
+_CALL: Final = int(Kind.CALL)
 
 started: set[Engine] = set()
 """Engines with something to end when the interpreter exits."""
@@ -145,14 +148,14 @@ class Engine:
             FlameError: It was sent, and has no outcome.
         """
         try:
-            lease.link.send_parts(Kind.CALL, call.id, call.request)
+            lease.link.send_parts(_CALL, call.id, call.request)
         except LinkError:
             refusal = self._leases.unsent(call)
             if refusal is None:
                 return None
             raise refusal from None
         try:
-            done = outcome(receive(lease.link, call, self._spec), self._spec)
+            done = answered(lease.link, call, self._spec)
         except LinkError as error:
             raise self._leases.broken(call, error) from None
         self._leases.checkin(call)
@@ -210,8 +213,8 @@ class Engine:
         call, failure = job.call, None
         assert call is not None  # the initializer
         try:
-            job.link.send_parts(Kind.CALL, call.id, call.request)
-            _, failure = outcome(receive(job.link, call, self._spec), self._spec)
+            job.link.send_parts(_CALL, call.id, call.request)
+            _, failure = answered(job.link, call, self._spec)
         except LinkError as error:
             failure = error
         self._reports.prepared(job, failure)

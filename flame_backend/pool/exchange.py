@@ -32,6 +32,25 @@ REFUSED: Final = "refused"
 """Key of an ERROR body that is a refusal of the result (runner/slot.py has it too)."""
 
 
+def answered(link: Link, call: Call, spec: PoolSpec) -> Outcome:
+    """Read and decode the reply to a request that was sent in full.
+
+    Raises:
+        LinkError: The link ended before it, or brought something else.
+    """
+    if spec.results == "data":
+        reply = link.receive_small(_RESULT)
+        if reply is not None:
+            if reply[0] != call.id:
+                msg = f"RESULT of call {reply[0]}"
+                raise MalformedFrame(msg)
+            return decode(reply[1], result_types=spec.result_types), None
+    return outcome(receive(link, call, spec), spec)
+
+
+_RESULT: Final = int(Kind.RESULT)
+
+
 def receive(link: Link, call: Call, spec: PoolSpec) -> Frame:
     """Read the reply to a request that was sent in full.
 

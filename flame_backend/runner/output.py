@@ -20,6 +20,8 @@ from typing import Final
 from flame_backend.runner.pump import CELL_BYTES, MARK
 
 _NO_CALL: Final = bytes(CELL_BYTES)
+_FIONREAD: Final = termios.FIONREAD
+_ioctl: Final = fcntl.ioctl
 
 
 class Outlet:
@@ -84,7 +86,7 @@ class Running:
         unread = self._unread
         try:
             for target in self._writes:
-                fcntl.ioctl(target, termios.FIONREAD, unread)
+                _ioctl(target, _FIONREAD, unread)
                 if unread[0]:
                     os.write(target, MARK + self._cell[:])
         except OSError:

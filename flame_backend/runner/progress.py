@@ -56,8 +56,11 @@ class Current:
 
     def end(self) -> None:
         """The call is over; returns when its last report was sent."""
+        reporter, self._reporter = self._reporter, None
+        # Who takes the lock from now on finds no call; who has it is sending.
+        if self._waiting is None and not self._lock.locked():
+            return
         with self._lock:
-            reporter, self._reporter = self._reporter, None
             waiting, self._waiting = self._waiting, None
             if waiting is not None and reporter is not None:
                 reporter.send(waiting)

@@ -22,7 +22,7 @@ from flame_backend.runner.progress import current
 from flame_backend.runner.renewal import Renewal
 from flame_backend.wire.exceptions import encode_exception
 from flame_backend.wire.frames import Kind, Limits
-from flame_backend.wire.functions import dump_object, load_call, load_object
+from flame_backend.wire.functions import dump_object, load_object
 from flame_backend.wire.link import Link
 from flame_backend.wire.values import Encoded, encode
 
@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 EXIT_OK: Final = 0
 EXIT_BROKEN: Final = 70
 EXIT_LINK: Final = 74
+
+# A member of an enum costs a look-up in its class each time it is named.
+_CALL: Final = Kind.CALL
+_RESULT: Final = Kind.RESULT
+_ERROR: Final = Kind.ERROR
 
 INITIALIZER: Final = 0
 """Id of the call that prepares a slot; the pool's calls count from 1."""
@@ -118,14 +123,19 @@ class Slot:
         # What the parent's end of the link takes, segments included.
         self._total_limit = max(setup["max_payload"], setup["max_result"])
         self._pid = os.getpid()
+        self._reporter = _Reporter(link, self._result_types)
 
     def serve(self) -> int:
         """Take calls until the link ends."""
         link = self._link
         try:
             while True:
+                small = link.receive_small(_CALL)
+                if small is not None:
+                    self._serve_call(*small)
+                    continue
                 kind, call_id, body = link.receive_call()
-                if kind is not Kind.CALL:
+                if kind is not _CALL:
                     return EXIT_LINK
                 self._serve_call(call_id, body)
         except LinkError:
@@ -139,7 +149,7 @@ class Slot:
         """Serve a call that this process was replaced for, and then any other."""
         if initializer is not None:
             answer, encoded = self._answer(initializer)
-            if answer is Kind.ERROR:
+            if answer is _ERROR:
                 self._link.send(answer, call_id, encoded.body, encoded.segments)
                 return EXIT_BROKEN
             if self.renewal is not None:
@@ -157,7 +167,8 @@ class Slot:
             body = body if type(body) is bytes else body.read()
             self.renewal.initializer = body
         running.begin(call_id)
-        current.begin(_Reporter(link, call_id, self._result_types))
+        self._reporter.call_id = call_id
+        current.begin(self._reporter)
         answer, encoded = self._answer(body)
         current.end()
         if os.getpid() != self._pid:
@@ -171,7 +182,7 @@ class Slot:
         """Run one call and encode its outcome."""
         try:
             try:
-                function, args, kwargs = load_call(body)
+                function, args, kwargs = load_object(body)
             finally:
                 if type(body) is not bytes:
                     body.finish()
@@ -180,21 +191,21 @@ class Slot:
         except BaseException as error:  # noqa: BLE001 - what user classes raise while they load
             if self.renewal is not None:
                 self.renewal.mind_failure(self._call_id, body)
-            return Kind.ERROR, self._failure(error)
+            return _ERROR, self._failure(error)
         if self.renewal is not None:
             self.renewal.mind(self._call_id, body, (function, args, kwargs))
         try:
             value = function(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - the one catch-all, around the user's function
-            return Kind.ERROR, self._failure(error)
+            return _ERROR, self._failure(error)
         # Not in the frame above: arguments may be large, and are done with.
         del function, args, kwargs, body
         try:
-            return Kind.RESULT, self._encoded(value)
+            return _RESULT, self._encoded(value)
         except (ResultNotSerializable, PayloadTooLarge) as error:
-            return Kind.ERROR, _refusal(error)
+            return _ERROR, _refusal(error)
         except BaseException as error:  # noqa: BLE001 - what user classes raise while they are encoded
-            return Kind.ERROR, self._failure(error)
+            return _ERROR, self._failure(error)
 
     def _encoded(self, value: object) -> Encoded:
         if not self._pickles:
@@ -223,16 +234,14 @@ class Slot:
 
 
 class _Reporter:
-    """The way of one call's progress."""
+    """The way of a call's progress."""
 
-    __slots__ = ("_call_id", "_link", "_result_types")
+    __slots__ = ("_link", "_result_types", "call_id")
 
-    def __init__(
-        self, link: Link, call_id: int, result_types: tuple[type, ...]
-    ) -> None:
+    def __init__(self, link: Link, result_types: tuple[type, ...]) -> None:
         self._link = link
-        self._call_id = call_id
         self._result_types = result_types
+        self.call_id = 0
 
     def encode(self, value: Any, message: str | None) -> Encoded:
         return encode(
@@ -244,7 +253,7 @@ class _Reporter:
 
     def send(self, report: Encoded) -> None:
         with suppress(LinkError):  # the reply will find out as well
-            self._link.send(Kind.PROGRESS, self._call_id, report.body, report.segments)
+            self._link.send(Kind.PROGRESS, self.call_id, report.body, report.segments)
 
 
 def _refusal(error: ResultNotSerializable | PayloadTooLarge) -> Encoded:
@@ -268,6 +277,12 @@ def _pickled(error: BaseException) -> bytes:
 
 def flush_output() -> None:
     """Prints appear when their call ends, not when a buffer is full."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
+    # User code may have replaced them by anything, None included.
+    try:  # noqa: SIM105 - suppress() costs more than the flush
+        sys.stdout.flush()
+    except Exception:  # noqa: BLE001, S110 - there is nowhere to tell
+        pass
+    try:  # noqa: SIM105 - as above
+        sys.stderr.flush()
+    except Exception:  # noqa: BLE001, S110 - as above
+        pass

@@ -56,6 +56,12 @@ def decode(
         MalformedFrame: Anything else; the link it came from is not to be trusted.
     """
     size = len(body)
+    if size <= stack.SAFE_BYTES and not segments:
+        # None, numbers and short texts are nearly all results there are.
+        try:
+            return _unpack(body)
+        except ValueError:
+            pass  # an extension, or nonsense: told apart below
     if size > CONTAINER_COUNT and is_crowded(body):
         _refuse("more lists and dicts than a body of its size may hold")
     decoder = _Decoder(segments, result_types)
@@ -77,6 +83,7 @@ def decode(
             gc.enable()
 
 
+_unpack: Final = ormsgpack.unpackb
 _GONE: Final = object()
 _SEGMENT: Final = int(Tag.SEGMENT)
 

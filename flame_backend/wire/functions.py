@@ -136,14 +136,6 @@ def _mentions_main(parts: list[bytes]) -> bool:
     return any(_MAIN in part for part in parts if len(part) < 1024 * 1024)
 
 
-def load_call(
-    body: bytes | Body,
-) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-    """Unpickle a call; on the runner, from its parent."""
-    function, args, kwargs = load_object(body)
-    return function, args, kwargs
-
-
 def load_object(body: bytes | Body) -> Any:
     """Unpickle something from the peer that this process obeys."""
     if isinstance(body, bytes):

@@ -67,6 +67,10 @@ _LARGE_BYTES: Final = re.compile(rb"\xc6\0[\1-\xff]", re.DOTALL)
 """How bytes of 64 KiB to 16 MiB begin in a body."""
 
 
+_FIXED: Final = frozenset((type(None), bool, float))
+"""Types whose values are always packed the same way, into a few bytes."""
+
+
 class Encoded:
     """A value on its way: the body, and the buffers that travel beside it."""
 
@@ -97,6 +101,10 @@ def encode(
             and the remedy.
         PayloadTooLarge: The body, or all of it, is larger than its limit.
     """
+    if type(value) in _FIXED:
+        body = ormsgpack.packb(value)
+        if limit is None or len(body) <= limit:
+            return Encoded(body, [])
     encoder = Encoder(result_types)
     try:
         body = encoder.whole(value)
