@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from flame_backend import cli
+from tests.cluster.manifests import spread
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -53,3 +54,33 @@ def test_links_and_files_of_a_page_exist(page: Path) -> None:
         assert (page.parent / link).exists(), link
     for path in re.findall(r"`(deploy/[^`]*)`", text):
         assert (ROOT / path).exists(), path
+
+
+KIND = ROOT / "docs" / "kind.md"
+
+
+def test_manifest_of_the_kind_page_is_the_tested_one() -> None:
+    """What spreads the tests' runners over nodes is what users are told to write."""
+    (block,) = blocks(KIND, "python")
+    found: dict[str, object] = {}
+    exec(block, found)
+    assert spread() == found["manifest"]
+
+
+def test_kind_page_names_what_there_is() -> None:
+    """Manifests that are applied, the image they name, variables, the make target."""
+    text = KIND.read_text(encoding="utf-8")
+    for path in re.findall(r"-f (deploy/\S*)", text):
+        assert (ROOT / path).exists(), path
+    (image,) = set(re.findall(r"registry\.example/\S+", text))
+    deployment = (ROOT / "deploy" / "deployment.yaml").read_text(encoding="utf-8")
+    assert f"image: {image}\n" in deployment
+    sources = "".join(
+        path.read_text(encoding="utf-8")
+        for path in (ROOT / "tests/cluster").glob("*.py")
+    )
+    for variable in re.findall(r"`(KUBETLS_\w+)`", text):
+        assert f'"{variable}"' in sources, variable
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^    make (\S+)", text, flags=re.MULTILINE):
+        assert f"\n{target}: " in makefile

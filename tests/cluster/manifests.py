@@ -24,6 +24,9 @@ _DOWNWARD = {
     "POD_IP": "status.podIP",
 }
 
+HOST = "kubernetes.io/hostname"
+RUNNERS = {"matchExpressions": [{"key": "flame-backend/pool", "operator": "Exists"}]}
+
 
 def account(
     name: str = ACCOUNT, rules: list[dict[str, Any]] | None = None
@@ -86,6 +89,19 @@ def pod(
             **spec,
         },
     }
+
+
+def spread(when: str = "DoNotSchedule") -> dict[str, Any]:
+    """Return a manifest that spreads runners evenly over the workers."""
+    constraint = {
+        "maxSkew": 1,
+        "topologyKey": HOST,
+        "whenUnsatisfiable": when,
+        "labelSelector": RUNNERS,
+        # A control plane that takes no pods does not count as an empty node.
+        "nodeTaintsPolicy": "Honor",
+    }
+    return {"spec": {"topologySpreadConstraints": [constraint]}}
 
 
 def listed(objects: list[dict[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.cluster.kind import KindCluster
+from tests.cluster.manifests import HOST, RUNNERS, spread
 from tests.integration.programs import HEAD, await_told, finish, run, told
 
 if TYPE_CHECKING:
@@ -23,24 +24,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.cluster
 
-HOST = "kubernetes.io/hostname"
-RUNNERS = {"matchExpressions": [{"key": "flame-backend/pool", "operator": "Exists"}]}
-
 BELIEF_SECONDS = 60
 GONE_SECONDS = 120
-
-
-def spread(when: str = "DoNotSchedule") -> dict[str, Any]:
-    """Return a manifest that spreads runners evenly over the workers."""
-    constraint = {
-        "maxSkew": 1,
-        "topologyKey": HOST,
-        "whenUnsatisfiable": when,
-        "labelSelector": RUNNERS,
-        # A control plane that takes no pods does not count as an empty node.
-        "nodeTaintsPolicy": "Honor",
-    }
-    return {"spec": {"topologySpreadConstraints": [constraint]}}
 
 
 def apart() -> dict[str, Any]:
