@@ -95,14 +95,14 @@ def kind_cluster() -> Iterator[KindCluster]:
     """
     require_tools()
     named = os.environ.get(KIND_VARIABLE)
-    with tempfile.TemporaryDirectory(prefix="kubetls-kind-") as folder:
-        if named:
+    if named:
+        with tempfile.TemporaryDirectory(prefix="kubetls-kind-") as folder:
             found = _existing(named, Path(folder))
             _fill(found)
             yield found
-        else:
-            with _created(Path(folder)) as made:
-                yield made
+    else:
+        with _created() as made:
+            yield made
 
 
 def require_tools() -> None:
@@ -145,15 +145,15 @@ def _existing(name: str, folder: Path) -> KindCluster:
 
 
 @contextmanager
-def _created(folder: Path) -> Iterator[KindCluster]:
+def _created() -> Iterator[KindCluster]:
     """Make a cluster and delete it at the end, also when this process is killed."""
+    kubectl = find_kubectl()
+    folder = Path(tempfile.mkdtemp(prefix="kubetls-kind-"))
     name = f"kubetls-{secrets.token_hex(3)}"
     kubeconfig = folder / "kubeconfig"
-    made = KindCluster(str(kubeconfig), find_kubectl(), name, _image())
-    guarded = folder / "cluster"
-    guarded.mkdir()
-    record_kind(guarded, name)
-    guard = Guard(guarded)
+    made = KindCluster(str(kubeconfig), kubectl, name, _image())
+    record_kind(folder, name)
+    guard = Guard(folder)
     try:
         started = time.monotonic()
         say(f"creating the kind cluster {name}: a control plane, {WORKERS} workers")
@@ -163,7 +163,7 @@ def _created(folder: Path) -> Iterator[KindCluster]:
         _fill(made)
         yield made
     finally:
-        clean_up(guarded)
+        clean_up(folder)
         guard.dismiss()
         _report_end(name)
 
