@@ -12,6 +12,7 @@ import importlib.metadata
 import io
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "localhost/kubetls-test:1"
 PAUSE_IMAGE = "localhost/pause:1"
 PYTHON = "/usr/local/bin/python3"
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 # No distribution's images have them, and nothing here imports them.
 _LEFT_OUT = {
@@ -61,8 +63,9 @@ def write_image(
                     "size": layer.stat().st_size,
                 }
             )
+        machine = platform.machine()
         config = {
-            "architecture": "amd64",
+            "architecture": _ARCHITECTURES.get(machine, machine),
             "os": "linux",
             "config": {
                 "Env": [f"PATH={path}", "PYTHONUNBUFFERED=1"],

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 import time
 from contextlib import contextmanager
@@ -106,11 +107,16 @@ def kind_cluster() -> Iterator[KindCluster]:
 
 
 def require_tools() -> None:
-    """Have docker, its daemon, and kind.
+    """Have docker, its daemon, kind, and what an image for pods is made of.
 
     Raises:
         ClusterUnavailable: One of them is missing; with where it comes from.
     """
+    if sys.platform != "linux" and not os.environ.get(IMAGE_VARIABLE):
+        msg = (
+            f"pods need an image, made of a Linux machine or named by {IMAGE_VARIABLE}"
+        )
+        raise ClusterUnavailable(msg)
     for name, source in (
         ("docker", "https://docs.docker.com/engine/install"),
         ("kind", "https://kind.sigs.k8s.io/docs/user/quick-start#installation"),

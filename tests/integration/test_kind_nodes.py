@@ -181,7 +181,7 @@ def judge_beliefs(
 ) -> float:
     """Return how long the pool took to believe in none of the lost runners."""
     beliefs = [facts for case, facts in cases.items() if case.startswith("belief ")]
-    last = max(belief["at"] for belief in beliefs if lost & set(belief["names"]))
+    last: float = max(belief["at"] for belief in beliefs if lost & set(belief["names"]))
     assert last < began + BELIEF_SECONDS
     return last - began
 
