@@ -229,6 +229,7 @@ def test_worker_that_fails_costs_its_calls_and_no_more(
     found = told(space)
     reasons = judge_calls(found, began)
     assert 1 <= reasons.total() <= len(lost)
+    assert all(reason.startswith("NodeLost: ") for reason in reasons), reasons
     known = judge_beliefs(found, set(lost.values()), began)
     objects = gone - began
     print(f"{failure}: believed in for {known:.0f} s, objects for {objects:.0f} s")
