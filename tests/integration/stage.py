@@ -1,0 +1,176 @@
+"""A real API server on which a test plays scheduler, kubelet and autoscaler.
+
+No node is needed: pods are posted, watched and deleted for real, and what becomes of
+them is written to their status, or told by an event, as those would do it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
+
+import pytest
+
+import kubetls
+from flame_backend import KubernetesBackend, Pool
+from flame_backend.events import BootPhase, GrowEnd
+from tests.cluster.cluster import ClusterUnavailable
+from tests.integration.apiserver import make_namespace, session_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from flame_backend import BootError
+    from flame_backend.events import Event
+    from tests.cluster.control_plane import ControlPlane
+
+SCHEDULED = {"type": "PodScheduled", "status": "True"}
+
+
+class Stage:
+    """A namespace with the pod that this process pretends to run in."""
+
+    def __init__(self, plane: ControlPlane, folder: Path) -> None:
+        self.plane = plane
+        self.name = f"stage-{secrets.token_hex(4)}"
+        make_namespace(plane, self.name)
+        self.session = session_of(plane, folder, self.name)
+        self.path = kubetls.path("v1", "pods", namespace=self.name)
+        self._events = 0
+        self.start_parent()
+
+    def start_parent(self, name: str = "app") -> str:
+        """Make the parent's pod, as running here; return its UID."""
+        container = {"name": "app", "image": "registry.example/app:1"}
+        spec = {"containers": [container], "terminationGracePeriodSeconds": 0}
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}}
+        uid = self.session.post(self.path, body | {"spec": spec})["metadata"]["uid"]
+        address = "127.0.0.1"
+        self.status(name, phase="Running", podIP=address, podIPs=[{"ip": address}])
+        return str(uid)
+
+    def status(self, name: str, **fields: Any) -> None:
+        """Write fields of a pod's status."""
+        self.session.patch(f"{self.path}/{name}/status", {"status": fields})
+
+    def container(self, name: str, **state: Any) -> None:
+        """Write the state of a runner's container, as a kubelet."""
+        found = {"name": "flame-runner", "state": state, "ready": "running" in state}
+        found |= {"restartCount": 0, "image": "i", "imageID": "i"}
+        phase = {"running": "Running", "waiting": "Pending"}
+        self.status(name, phase=phase.get(*state, "Failed"), containerStatuses=[found])
+
+    def bind(self, name: str, node: str) -> None:
+        """Send a pod to a node, as the scheduler does."""
+        target = {"apiVersion": "v1", "kind": "Node", "name": node}
+        body = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}}
+        self.session.post(f"{self.path}/{name}/binding", body | {"target": target})
+
+    def event(self, pod: dict[str, Any], reason: str, message: str, by: str) -> None:
+        """Post an event about a pod, as its writers do."""
+        self._events += 1
+        now = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        metadata = pod["metadata"]
+        body = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": f"{metadata['name']}.{self._events}"},
+            "involvedObject": {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "name": metadata["name"],
+                "namespace": self.name,
+                "uid": metadata["uid"],
+            },
+            "reason": reason,
+            "message": message,
+            "type": "Normal",
+            "source": {"component": by},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        self.session.post(kubetls.path("v1", "events", namespace=self.name), body)
+
+    def runners(self) -> list[dict[str, Any]]:
+        """Return the runner pods."""
+        return list(self.session.list(self.path, labels="flame-backend/pool"))
+
+    def await_runners(self, count: int, seconds: float = 20) -> list[dict[str, Any]]:
+        """Wait until so many runner pods are there."""
+        self.until(lambda: len(self.runners()) == count, seconds)
+        return self.runners()
+
+    def until(self, what: Callable[[], object], seconds: float = 20) -> None:
+        """Wait for something."""
+        deadline = time.monotonic() + seconds
+        while not what():
+            if time.monotonic() > deadline:
+                names = [pod["metadata"]["name"] for pod in self.runners()]
+                pytest.fail(f"nothing in {seconds:g} s; runners: {names}")
+            time.sleep(0.1)
+
+
+class Play:
+    """A pool on the stage with one call that waits, and what its events say."""
+
+    def __init__(self, stage: Stage, name: str = "p", **options: Any) -> None:
+        backend = options.pop("backend", {})
+        self.stage = stage
+        self.events: list[Event] = []
+        self.backend = KubernetesBackend(session=stage.session, **backend)
+        self.pool = Pool(
+            name, max=1, backend=self.backend, on_event=self.events.append, **options
+        )
+        self.call = self.pool.submit(abs, -1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def runner(self) -> dict[str, Any]:
+        """Wait for the pool's only runner pod."""
+
+        def mine() -> list[dict[str, Any]]:
+            name = self.pool.status().name
+            labels = f"flame-backend/pool={name}"
+            found = self.stage.session.list(self.stage.path, labels=labels)
+            return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+        self.stage.until(mine)
+        (pod,) = mine()
+        return pod
+
+    def phases(self) -> list[tuple[str, str]]:
+        """Return phases of boots and their words, in order."""
+        found = [event for event in self.events if isinstance(event, BootPhase)]
+        return [(event.phase, event.detail) for event in found]
+
+    def errors(self) -> list[BootError]:
+        """Return the errors of boots that failed."""
+        found = [event for event in self.events if isinstance(event, GrowEnd)]
+        return [event.error for event in found if event.error is not None]
+
+    def error(self, seconds: float = 20) -> BootError:
+        """Wait for the first boot that fails."""
+        self.stage.until(self.errors, seconds)
+        return self.errors()[0]
+
+
+def staged(
+    plane: ControlPlane, folder: Path, patch: pytest.MonkeyPatch
+) -> Iterator[Stage]:
+    """Lend a stage; this process takes itself for its parent's pod."""
+    found = Stage(plane, folder)
+    patch.setenv("POD_NAME", "app")
+    patch.setenv("POD_NAMESPACE", found.name)
+    yield found
+    found.session.close()
+    with suppress(ClusterUnavailable):
+        plane.kubectl("delete", "namespace", found.name, "--wait=false", "--now")
