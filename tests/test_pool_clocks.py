@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import flame_backend as flame
-from flame_backend.backends.kubernetes.backend import KubernetesBackend
+from flame_backend.backends.kubernetes.backend import identity_of
 
 if TYPE_CHECKING:
     from flame_backend.backends.base import PoolSpec, Sink
@@ -33,9 +33,7 @@ def told(**options: Any) -> PoolSpec:
 
 def identity(**options: Any) -> RunnerIdentity:
     """Return what the manifest of such a pool's runner is made of."""
-    backend = KubernetesBackend()
-    backend._spec = told(**options)
-    return backend._identity("r", "", "")
+    return identity_of(told(**options), "beef", "r")
 
 
 def test_backend_is_told_every_clock() -> None:

@@ -174,7 +174,11 @@ class KubernetesBackend:
         if not self._addresses:
             raise ConfigurationError("backend", "this pod has no address yet")
         # A manifest that cannot work is the caller's to hear of, before any pod.
-        runner_pod(self._parent_pod, self._options, self._identity("check", "", ""))
+        runner_pod(
+            self._parent_pod,
+            self._options,
+            identity_of(self._spec, self._shared.process, "check"),
+        )
 
     def _start(self) -> None:
         spec, session = self._spec, self._session
@@ -288,26 +292,6 @@ class KubernetesBackend:
 
     # ------------------------------------------------------------------ manifest
 
-    def _identity(self, runner: str, audience: str, variable: str) -> RunnerIdentity:
-        spec = self._spec
-        boots = spec.boot_timeout + spec.scale_up_timeout
-        grace = math.ceil(spec.shutdown_timeout) + GRACE_MARGIN_SECONDS
-        life = spec.max_lifetime
-        return RunnerIdentity(
-            name=runner,
-            pool=spec.name,
-            instance=spec.instance,
-            process=self._shared.process,
-            audience=audience,
-            parent_variable=variable,
-            # Siblings sweep what is Pending for longer than it can be in time.
-            boot_timeout=boots,
-            grace=grace,
-            # The cluster counts from before the image is pulled, the pool from the
-            # moment a runner serves; the pool is to be the first.
-            max_lifetime=None if life is None else boots + life + grace,
-        )
-
     def _runner_manifest(self, runner: str) -> dict[str, Any]:
         """Make a runner's pod, and expect the runner from now on."""
         assert self._listener is not None  # open() comes before boot()
@@ -322,7 +306,9 @@ class KubernetesBackend:
             token_path=TOKEN_PATH,
             failsafe=self._failsafe,
         )
-        identity = self._identity(runner, audience, parent.encoded())
+        variable = parent.encoded()
+        process = self._shared.process
+        identity = identity_of(self._spec, process, runner, audience, variable)
         pod = runner_pod(self._parent_pod, self._options, identity)
         pending = Pending(
             audience=audience,
@@ -401,3 +387,34 @@ class KubernetesBackend:
     ) -> None:
         """Pass it on."""
         self._sink.slot_ended(runner, slot, exit_code, signal, detail)
+
+
+def identity_of(
+    spec: PoolSpec, process: str, runner: str, audience: str = "", variable: str = ""
+) -> RunnerIdentity:
+    """Return what makes a pod this runner of a pool.
+
+    Args:
+        spec: The pool's.
+        process: Identity of the process whose pools are watched together.
+        runner: Its name.
+        audience: Of its token.
+        variable: Text of FLAME_PARENT.
+    """
+    boots = spec.boot_timeout + spec.scale_up_timeout
+    grace = math.ceil(spec.shutdown_timeout) + GRACE_MARGIN_SECONDS
+    life = spec.max_lifetime
+    return RunnerIdentity(
+        name=runner,
+        pool=spec.name,
+        instance=spec.instance,
+        process=process,
+        audience=audience,
+        parent_variable=variable,
+        # Siblings sweep what is Pending for longer than it can be in time.
+        boot_timeout=boots,
+        grace=grace,
+        # The cluster counts from before the image is pulled, the pool from the
+        # moment a runner serves; the pool is to be the first.
+        max_lifetime=None if life is None else boots + life + grace,
+    )
