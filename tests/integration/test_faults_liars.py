@@ -1,0 +1,102 @@
+"""A compromised runner, from its pod to the app: it was admitted, and then it lies.
+
+Beside it an honest runner of the same pool works on a call for the whole time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.integration.liars import ENDLESS_LIES, REFUSED_LIES, config_map
+from tests.integration.programs import HEAD, finish, run, told
+
+if TYPE_CHECKING:
+    from tests.integration.space import Space
+
+pytestmark = pytest.mark.cluster
+
+GROWTH_MIB = 400
+"""Of the parent's memory, at its highest, with results of up to 16 MiB."""
+
+PROGRAM = (
+    HEAD
+    + """
+import resource
+role = {'LIE': 'honest', 'VICTIM': ''}
+
+def manifest(parent, app):
+    mount = {'name': 'double', 'mountPath': '/double'}
+    env = [{'name': name, 'value': value} for name, value in role.items()]
+    double = {'name': 'double', 'configMap': {'name': 'double', 'defaultMode': 0o555}}
+    container = {'env': env, 'volumeMounts': [mount]}
+    return {'spec': {'containers': [container], 'volumes': [double]}}
+
+def hold(address):
+    'Run until the parent says so.'
+    with socket.create_connection(address) as sock:
+        return sock.recv(10).decode()
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+def lied(name, call):
+    'Make a call that only a runner which lies can take.'
+    role['LIE'] = name
+    tell(name, call, abs, -1)
+
+backend = KubernetesBackend(manifest=manifest, python='/double/run')
+listener = socket.create_server((os.environ['POD_IP'], 0))
+pool = Pool('liars', max=2, boot_timeout=60, backend=backend)
+held = pool.submit(hold, listener.getsockname())
+peer, _ = listener.accept()
+role['VICTIM'] = held.call.runner
+before = peak()
+"""
+)
+
+END = """
+role['LIE'] = 'honest'
+tell('after', pool.call, abs, -2)
+tell('canary', os.path.exists, '/tmp/canary')
+tell('growth', lambda: peak() - before)
+peer.sendall(b'held')
+tell('held', held.result)
+tell('tail', lambda: held.call.log_tail)
+pool.shutdown()
+"""
+
+
+def lies(space: Space, body: str, seconds: float = 180) -> dict[str, dict[str, Any]]:
+    """Run a program beside runners that lie; check what holds for every one."""
+    space.apply(config_map())
+    found = run(space, PROGRAM + body + END, seconds)
+    assert 2 == found["after"]["value"], found
+    assert not found["canary"]["value"]
+    assert GROWTH_MIB > found["growth"]["value"]
+    assert "held" == found["held"]["value"], found
+    return found
+
+
+def test_lies_cost_the_liar_its_link_and_nobody_else_anything(space: Space) -> None:
+    """Pickles, bombs, others' calls and slots, frames beyond every limit."""
+    body = f"for name in {REFUSED_LIES}:\n    lied(name, pool.call)\n"
+    found = lies(space, body)
+    for name in REFUSED_LIES:
+        assert ("RunnerLost", True) == (
+            found[name]["kind"],
+            found[name]["started"],
+        ), found[name]
+        assert found[name]["took"] < 30, found[name]
+
+
+def test_what_never_ends_ends_with_the_timeout_of_the_call(space: Space) -> None:
+    """A frame that trickles in and endless progress; the liar ignores kills."""
+    body = f"""
+for name in {ENDLESS_LIES}:
+    lied(name, pool.options(timeout=5).call)
+"""
+    found = lies(space, body)
+    for name in ENDLESS_LIES:
+        assert "CallTimeout" == found[name]["kind"], found[name]
