@@ -25,6 +25,11 @@ from flame_backend.wire.text import clean
 LOG_CHARACTERS = 16 * 1024
 """More than an agent puts into one frame."""
 
+BURST_BYTES = 4 * 1024 * 1024
+BYTES_PER_SECOND = 512 * 1024.0
+"""What a link may bring. An agent keeps what calls print to 64 KiB a second, which are
+six times as many as JSON at the worst."""
+
 _READ_BYTES = 64 * 1024
 
 
@@ -62,6 +67,10 @@ class ControlLink:
         self.suspected = False
         self.expected = False
         self.farewell = ""
+        self.ready = False
+        self.paused = False
+        self._allowed = float(BURST_BYTES)
+        self._counted = self.heard
         self._decoder = FrameDecoder(CONTROL_LIMITS)
         self._outgoing: deque[tuple[bytes, int]] = deque()
 
@@ -79,12 +88,20 @@ class ControlLink:
             msg = "the control link ended"
             raise LinkClosed(msg)
         self.heard = time.monotonic()
+        self._allowed -= len(data)
         frames = self._decoder.feed(data)
         return [
             parsed(frame.kind, bytes(frame.body))
             for frame in frames
             if frame.kind is not Kind.PING
         ]
+
+    def overdrawn(self) -> float:
+        """Return the seconds until it may bring more, 0.0 for at once."""
+        now = time.monotonic()
+        earned = (now - self._counted) * BYTES_PER_SECOND
+        self._allowed, self._counted = min(BURST_BYTES, self._allowed + earned), now
+        return max(0.0, -self._allowed / BYTES_PER_SECOND)
 
     def send(self, data: bytes, descriptor: int = -1) -> bool:
         """Queue and send; see `flush`."""

@@ -46,6 +46,9 @@ __all__ = ["Events", "Hub", "version_skew"]
 HEARTBEAT_SECONDS: Final = 5.0
 SUSPECT_SECONDS: Final = 15.0
 DEAD_SECONDS: Final = 30.0
+READS_AT_ONCE: Final = 8
+"""Then it is the turn of other links, moments and steps."""
+
 SEGMENTS: Final = 4096
 _GREETING_BYTES: Final = HEADER_BYTES + TICKET_BYTES
 _GREETING_LIMITS: Final = Limits(TICKET_BYTES)
@@ -204,16 +207,39 @@ class Hub:
             self._send(link)
         if not mask & READ:
             return
-        while link.name in self._agents:
+        if not self._read(link):
+            return
+        pause = link.overdrawn()
+        if pause:
+            link.paused = True
+            self._loop.unwatch(link.sock)
+            self._loop.after(pause, lambda: self._resume(link))
+        else:
+            # TLS may hold what no selector announces.
+            self._loop.do(lambda: self._serve(link, READ))
+
+    def _read(self, link: ControlLink) -> bool:
+        """Hear what has arrived; False when that was all, and no more than may be."""
+        for _ in range(READS_AT_ONCE):
+            if self._agents.get(link.name) is not link or link.paused:
+                return False
             try:
                 for report in link.read():
                     self._hear(link, report)
             except (BlockingIOError, ssl.SSLWantReadError):
-                return
+                return bool(link.overdrawn())
             except LinkClosed as error:
                 self._lose(link, str(error))
             except (OSError, MalformedFrame) as error:
                 self._lose(link, f"the control link broke ({error})")
+        return True
+
+    def _resume(self, link: ControlLink) -> None:
+        if self._agents.get(link.name) is link:
+            link.paused = False
+            self._loop.watch(link.sock, READ, lambda mask: self._serve(link, mask))
+            self._send(link)
+            self._serve(link, READ)
 
     def _process_ended(self, link: ControlLink) -> None:
         self._serve(link, READ)  # its last words
@@ -226,6 +252,10 @@ class Hub:
         if kind is Kind.HELLO:
             self._judge_hello(link, facts[0])
         elif kind is Kind.READY:
+            if link.ready:
+                msg = "a second READY"
+                raise MalformedFrame(msg)
+            link.ready = True
             events.agent_ready(link.name, *facts)
         elif kind is Kind.FAILED:
             link.expected = True
@@ -266,7 +296,8 @@ class Hub:
         except OSError as error:
             self._lose(link, f"the control link broke ({error})")
             return
-        self._loop.expect(link.sock, READ if done else READ | WRITE)
+        if not link.paused:
+            self._loop.expect(link.sock, READ if done else READ | WRITE)
 
     def _drop(self, name: str) -> None:
         link = self._agents.pop(name, None)

@@ -59,7 +59,8 @@ class Loop:
         self._steps.append(step)
         self._wake()
         if self.closing and not self._thread.is_alive():
-            self._run_steps()
+            while self._steps:
+                self._run_steps()
 
     def after(self, seconds: float, step: Step) -> None:
         """Run a step later; from any thread. It finds out whether it still is due."""
@@ -110,7 +111,8 @@ class Loop:
             while self._timers and self._timers[0][0] <= now:
                 self._guarded(heapq.heappop(self._timers)[2])
         self._guarded(self._at_end)
-        self._run_steps()
+        while self._steps:
+            self._run_steps()
         self._selector.close()
         self._wakeup.close()
         self._woken.close()
@@ -121,7 +123,8 @@ class Loop:
         return max(0.0, self._timers[0][0] - time.monotonic())
 
     def _run_steps(self) -> None:
-        while self._steps:
+        """Run the steps that there are; those that they leave have their turn later."""
+        for _ in range(len(self._steps)):
             self._guarded(self._steps.popleft())
 
     def _guarded(self, step: Step) -> None:
