@@ -114,9 +114,9 @@ class TlsBackend:
         """Have the agent fork."""
         self.hub.open_slot(runner, runner, slot)
 
-    def kill_slot(self, runner: str, slot: int) -> None:
+    def kill_slot(self, runner: str, slot: int, grace: float = 2.0) -> None:
         """Have the agent kill."""
-        self.hub.kill_slot(runner, runner, slot)
+        self.hub.kill_slot(runner, runner, slot, grace)
 
     def end(self, runner: str, grace: float = 0.0) -> None:
         """Have the agent end."""

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MAX_RESULT_BYTES = 16 * 1024 * 1024
 """Default of max_result; bounds what a runner can make the parent's decoder build."""
 
+KILL_GRACE_SECONDS = 2.0
+"""Between SIGTERM and SIGKILL for a slot that is ended."""
+
 MAX_PAYLOAD_BYTES = 256 * 1024 * 1024
 """Default of max_payload; a larger argument should travel as a reference."""
 
@@ -142,8 +145,13 @@ class Backend(Protocol):
     def open_slot(self, runner: str, slot: int) -> None:
         """Start a process for a slot whose predecessor ended."""
 
-    def kill_slot(self, runner: str, slot: int) -> None:
-        """End a slot's process: SIGTERM, SIGKILL after 2 s; `slot_ended` follows."""
+    def kill_slot(
+        self, runner: str, slot: int, grace: float = KILL_GRACE_SECONDS
+    ) -> None:
+        """End a slot's process: SIGTERM, later SIGKILL; `slot_ended` follows.
+
+        Asked again, the earlier SIGKILL counts.
+        """
 
     def end(self, runner: str, grace: float = 0.0) -> None:
         """Let a runner finish for `grace` seconds, then end and delete it.

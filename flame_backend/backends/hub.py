@@ -20,6 +20,7 @@ import ssl
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
+from flame_backend.backends.base import KILL_GRACE_SECONDS
 from flame_backend.backends.control_link import ControlLink
 from flame_backend.backends.loop import READ, WRITE, Loop
 from flame_backend.backends.output import Output
@@ -122,9 +123,11 @@ class Hub:
         """Have the agent start a slot."""
         self._loop.do(lambda: self._open_slot(agent, runner, slot))
 
-    def kill_slot(self, agent: str, runner: str, slot: int) -> None:
-        """Have the agent end a slot: SIGTERM, SIGKILL after 2 s."""
-        self._loop.do(lambda: self._kill_slot(agent, runner, slot))
+    def kill_slot(
+        self, agent: str, runner: str, slot: int, grace: float = KILL_GRACE_SECONDS
+    ) -> None:
+        """Have the agent end a slot: SIGTERM, SIGKILL after a grace period."""
+        self._loop.do(lambda: self._kill_slot(agent, runner, slot, grace))
 
     def shut_down(self, agent: str, grace: float) -> None:
         """Have the agent end with its last slot, after a grace period at the latest."""
@@ -405,9 +408,11 @@ class Hub:
             self._loop.unwatch(sock)
             sock.close()
 
-    def _kill_slot(self, agent: str, runner: str, slot: int) -> None:
-        body = json.dumps({"runner": runner, "slot": slot}).encode()
-        self._tell(agent, pack_frame(Kind.KILL_SLOT, body))
+    def _kill_slot(
+        self, agent: str, runner: str, slot: int, grace: float = KILL_GRACE_SECONDS
+    ) -> None:
+        facts = {"runner": runner, "slot": slot, "grace": grace}
+        self._tell(agent, pack_frame(Kind.KILL_SLOT, json.dumps(facts).encode()))
 
     def _expire_tickets(self) -> None:
         """Kill slots that have not come in their time; their end is told as any."""

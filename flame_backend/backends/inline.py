@@ -12,7 +12,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
-from flame_backend.backends.base import RunnerInfo
+from flame_backend.backends.base import KILL_GRACE_SECONDS, RunnerInfo
 from flame_backend.errors import AppImportError, LinkClosed
 from flame_backend.runner.loading import failure, prepare
 from flame_backend.runner.slot import Slot
@@ -76,8 +76,11 @@ class InlineBackend:
         link = InlineLink(self._setup, lambda: self._end_soon(runner, slot))
         self._sink.slot_opened(runner, slot, link)
 
-    def kill_slot(self, runner: str, slot: int) -> None:
+    def kill_slot(
+        self, runner: str, slot: int, grace: float = KILL_GRACE_SECONDS
+    ) -> None:
         """Report the slot's end; a call that runs there goes on, and nobody listens."""
+        del grace
         self._end_soon(runner, slot)
 
     def _end_soon(self, runner: str, slot: int) -> None:

@@ -22,7 +22,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from flame_backend.backends.base import RunnerInfo
+from flame_backend.backends.base import KILL_GRACE_SECONDS, RunnerInfo
 from flame_backend.backends.hub import Hub
 from flame_backend.backends.spawn import spawn_agent
 from flame_backend.errors import (
@@ -141,11 +141,13 @@ class LocalBackend:
         if self._hub is not None and found is not None:
             self._hub.open_slot(found.agent.name, runner, slot)
 
-    def kill_slot(self, runner: str, slot: int) -> None:
+    def kill_slot(
+        self, runner: str, slot: int, grace: float = KILL_GRACE_SECONDS
+    ) -> None:
         """End a slot's process."""
         found = self._runners.get(runner)
         if self._hub is not None and found is not None:
-            self._hub.kill_slot(found.agent.name, runner, slot)
+            self._hub.kill_slot(found.agent.name, runner, slot, grace)
 
     def end(self, runner: str, grace: float = 0.0) -> None:
         """End a runner's slots; its agent stays for the others."""

@@ -181,7 +181,7 @@ class Zygote:
         if kind == Kind.OPEN_SLOT:
             self._open_slot(facts, body)
         elif kind == Kind.KILL_SLOT:
-            self._kill(facts["runner"], facts["slot"])
+            self._kill(facts["runner"], facts["slot"], facts["grace"])
         elif kind == Kind.SHUTDOWN:
             # Slots end when the parent closes their links; the agent ends the rest.
             self._closing = True
@@ -299,17 +299,22 @@ class Zygote:
             _flush()
             os._exit(code)
 
-    def _kill(self, runner: str, slot: int) -> None:
+    def _kill(self, runner: str, slot: int, grace: float) -> None:
+        at = time.monotonic() + grace
         for pid, found in self._slots.items():
-            if found.runner == runner and found.slot == slot and not found.kill_at:
-                found.kill_at = time.monotonic() + KILL_SECONDS
+            if (found.runner, found.slot) != (runner, slot):
+                continue
+            if not found.kill_at:
+                found.kill_at = at
                 found.below = descendants(pid)
                 _signal_group(pid, signal.SIGTERM)
+            found.kill_at = min(found.kill_at, at)
 
     def _kill_late(self) -> None:
         now = time.monotonic()
         for pid, slot in self._slots.items():
             if slot.kill_at and now >= slot.kill_at:
+                slot.below += descendants(pid)
                 _signal_group(pid, signal.SIGKILL)
                 slot.kill_at = now + KILL_SECONDS
 

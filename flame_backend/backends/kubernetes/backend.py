@@ -15,7 +15,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from flame_backend.backends.base import RunnerInfo
+from flame_backend.backends.base import KILL_GRACE_SECONDS, RunnerInfo
 from flame_backend.backends.hub import Hub, version_skew
 from flame_backend.backends.kubernetes.admission import Admission, Pending
 from flame_backend.backends.kubernetes.disposal import Disposal
@@ -240,9 +240,11 @@ class KubernetesBackend:
         """Have the runner start another process."""
         self._hub.open_slot(runner, runner, slot)
 
-    def kill_slot(self, runner: str, slot: int) -> None:
+    def kill_slot(
+        self, runner: str, slot: int, grace: float = KILL_GRACE_SECONDS
+    ) -> None:
         """Have the runner end a slot's process."""
-        self._hub.kill_slot(runner, runner, slot)
+        self._hub.kill_slot(runner, runner, slot, grace)
 
     def end(self, runner: str, grace: float = 0.0) -> None:
         """End a runner and delete its pod."""
