@@ -19,7 +19,6 @@ from typing import Final
 
 from flame_backend.runner.pump import CELL_BYTES, MARK
 
-_NO_CALL: Final = bytes(CELL_BYTES)
 _FIONREAD: Final = termios.FIONREAD
 _ioctl: Final = fcntl.ioctl
 
@@ -57,7 +56,7 @@ class Running:
         self.given: list[int] = []
         self._writes: list[int] = []
         self._unread = array.array("i", [0])
-        self._cell: mmap.mmap | None = None
+        self._cell: memoryview[int] | None = None
 
     def attach(self, given: list[int]) -> None:
         """Print into the pipes of an outlet from now on."""
@@ -72,12 +71,12 @@ class Running:
             # What was printed before a crash is worth most.
             with suppress(Exception):
                 stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-        self._cell = mmap.mmap(cell, CELL_BYTES)
+        self._cell = memoryview(mmap.mmap(cell, CELL_BYTES)).cast("Q")
 
     def begin(self, call_id: int) -> None:
         """A call starts."""
         if self._cell is not None:
-            self._cell[:] = call_id.to_bytes(CELL_BYTES, "little")
+            self._cell[0] = call_id
 
     def end(self) -> None:
         """It is over, and its output written."""
@@ -88,11 +87,11 @@ class Running:
             for target in self._writes:
                 _ioctl(target, _FIONREAD, unread)
                 if unread[0]:
-                    os.write(target, MARK + self._cell[:])
+                    os.write(target, MARK + self._cell.tobytes())
         except OSError:
             # User code closes what it likes; then nothing comes this way any more.
             self._writes = []
-        self._cell[:] = _NO_CALL
+        self._cell[0] = 0
 
 
 running = Running()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 import select
+import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -101,7 +102,7 @@ class Pump:
         now = time.monotonic()
         for stream in self._streams.values():
             if stream.text and now >= stream.since + GATHER_SECONDS:
-                over = int.from_bytes(stream.cell[:], "little") != stream.call
+                over = int.from_bytes(stream.cell[:], sys.byteorder) != stream.call
                 if over or self._may_send(len(stream.text)):
                     self._tell(stream)
 
@@ -132,7 +133,7 @@ class Pump:
 
     def _move(self, descriptor: int, stream: _Stream) -> bool:
         """Read once, and pass it on; False when there was nothing."""
-        before = int.from_bytes(stream.cell[:], "little")
+        before = int.from_bytes(stream.cell[:], sys.byteorder)
         try:
             data = os.read(descriptor, CHUNK_BYTES - _MARK_BYTES)
         except BlockingIOError:
@@ -142,7 +143,7 @@ class Pump:
             self._tell(stream)
             self._forget(descriptor)
             return False
-        after = int.from_bytes(stream.cell[:], "little")
+        after = int.from_bytes(stream.cell[:], sys.byteorder)
         *marked, rest = (stream.held + data).split(MARK)
         stream.held = b""
         if marked:
@@ -161,7 +162,7 @@ class Pump:
                 # The mark itself is cut: it counts with the next bytes.
                 stream.held = text + MARK + part
                 return
-            self._take(stream, text, int.from_bytes(part[:CELL_BYTES], "little"))
+            self._take(stream, text, int.from_bytes(part[:CELL_BYTES], sys.byteorder))
             self._tell(stream)
             text = part[CELL_BYTES:]
         self._take_held(stream, text, call)

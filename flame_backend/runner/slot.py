@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from flame_backend.runner.fresh import Origin
     from flame_backend.runner.parent import Parent
     from flame_backend.runner.stamps import Stamps
+    from flame_backend.wire.link import Body
 
 EXIT_OK: Final = 0
 EXIT_BROKEN: Final = 70
@@ -116,7 +117,6 @@ class Slot:
     ) -> None:
         self._link = link
         self.renewal = renewal
-        self._call_id = 0
         self._result_types = setup["result_types"]
         self._pickles = setup["results"] == "pickle"
         self._limit = setup["max_result"]
@@ -162,7 +162,6 @@ class Slot:
 
     def _serve_call(self, call_id: int, body: Any) -> None:
         link = self._link
-        self._call_id = call_id
         if call_id == INITIALIZER and self.renewal is not None:
             body = body if type(body) is bytes else body.read()
             self.renewal.initializer = body
@@ -181,40 +180,37 @@ class Slot:
     def _answer(self, body: Any) -> tuple[Kind, Encoded]:
         """Run one call and encode its outcome."""
         try:
-            try:
-                function, args, kwargs = load_object(body)
-            finally:
-                if type(body) is not bytes:
-                    body.finish()
+            call = load_object(body) if type(body) is bytes else _read(body)
+            function, args, kwargs = call
         except LinkError:
             raise
         except BaseException as error:  # noqa: BLE001 - what user classes raise while they load
             if self.renewal is not None:
-                self.renewal.mind_failure(self._call_id, body)
+                self.renewal.mind_failure(self._reporter.call_id, body)
             return _ERROR, self._failure(error)
         if self.renewal is not None:
-            self.renewal.mind(self._call_id, body, (function, args, kwargs))
+            self.renewal.mind(self._reporter.call_id, body, call)
         try:
             value = function(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - the one catch-all, around the user's function
             return _ERROR, self._failure(error)
         # Not in the frame above: arguments may be large, and are done with.
-        del function, args, kwargs, body
+        del function, args, kwargs, call, body
         try:
-            return _RESULT, self._encoded(value)
-        except (ResultNotSerializable, PayloadTooLarge) as error:
-            return _ERROR, _refusal(error)
-        except BaseException as error:  # noqa: BLE001 - what user classes raise while they are encoded
-            return _ERROR, self._failure(error)
-
-    def _encoded(self, value: object) -> Encoded:
-        if not self._pickles:
-            return encode(
+            if self._pickles:
+                return _RESULT, self._pickled(value)
+            return _RESULT, encode(
                 value,
                 result_types=self._result_types,
                 limit=self._limit,
                 total_limit=self._total_limit,
             )
+        except (ResultNotSerializable, PayloadTooLarge) as error:
+            return _ERROR, _refusal(error)
+        except BaseException as error:  # noqa: BLE001 - what user classes raise while they are encoded
+            return _ERROR, self._failure(error)
+
+    def _pickled(self, value: object) -> Encoded:
         try:
             body = dump_object(value)
         except TypeError as error:
@@ -254,6 +250,14 @@ class _Reporter:
     def send(self, report: Encoded) -> None:
         with suppress(LinkError):  # the reply will find out as well
             self._link.send(Kind.PROGRESS, self.call_id, report.body, report.segments)
+
+
+def _read(body: Body) -> Any:
+    """Unpickle a large call from the link, and leave nothing of it there."""
+    try:
+        return load_object(body)
+    finally:
+        body.finish()
 
 
 def _refusal(error: ResultNotSerializable | PayloadTooLarge) -> Encoded:

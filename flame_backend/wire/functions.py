@@ -63,15 +63,23 @@ def dump_call(
         NotSerializable: Names the argument that cannot be sent.
         PayloadTooLarge: The request is larger than the limit; nothing was sent.
     """
+    # Bound methods and partials bring along what they hold.
+    if type(function) is FunctionType and not kwargs and (not args or _are_small(args)):
+        try:
+            data = pickle.dumps((function, args, kwargs), PROTOCOL)
+        except Exception:  # noqa: BLE001, S110 - tried once more, and told, below
+            pass
+        else:
+            if _MAIN not in data and len(data) <= limit:
+                return [data]
     try:
-        small = not kwargs and _are_small(function, args)
-        parts = _pickled((function, args, kwargs), small=small)
+        parts = _pickled((function, args, kwargs))
     except Exception as error:
         from flame_backend.wire.complaints import call_complaint
 
         told = call_complaint(function, args, kwargs, error, _can_be_sent)
         raise NotSerializable(told) from error
-    size = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
+    size = sum(map(len, parts))
     if size > limit:
         raise PayloadTooLarge("request", size, limit)
     return parts
@@ -90,13 +98,10 @@ def dump_object(value: object) -> bytes:
         raise NotSerializable(msg) from error
 
 
-def _pickled(value: object, *, small: bool = False) -> list[bytes]:
+def _pickled(value: object) -> list[bytes]:
     """Pickle by reference where that serves, else with the main script's by value."""
     try:
-        if small:
-            parts = [pickle.dumps(value, PROTOCOL)]
-        else:
-            parts = _collected(pickle.Pickler, value)
+        parts = _collected(pickle.Pickler, value)
         if not _mentions_main(parts):
             return parts
     except (pickle.PicklingError, AttributeError, TypeError):
@@ -117,11 +122,8 @@ def _collected(kind: Callable[..., pickle.Pickler], value: object) -> list[bytes
     return [part if type(part) is bytes else bytes(part) for part in parts]
 
 
-def _are_small(function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
-    """Tell whether the pickle of a call is certain to hold nothing large."""
-    if type(function) is not FunctionType:
-        # Bound methods bring their object along.
-        return False
+def _are_small(args: tuple[Any, ...]) -> bool:
+    """Tell whether arguments are certain to hold nothing large."""
     for arg in args:
         kind = type(arg)
         if kind not in _NUMBERS and (kind not in _TEXTS or len(arg) > _SMALL):
@@ -131,8 +133,6 @@ def _are_small(function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
 
 def _mentions_main(parts: list[bytes]) -> bool:
     """Tell whether something is pickled by reference to the main script."""
-    if len(parts) == 1:
-        return _MAIN in parts[0]
     return any(_MAIN in part for part in parts if len(part) < 1024 * 1024)
 
 
