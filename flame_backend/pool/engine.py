@@ -288,7 +288,7 @@ class Engine:
     @property
     def max_slots(self) -> int:
         """How many calls may run at a time."""
-        return self._ledger.machine.max * self._spec.slots
+        return self._ledger.most * self._spec.slots
 
     def status(self) -> PoolStatus:
         """Return what there is."""

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 CAUSE_SECONDS: Final = 5.0
 """How long a caller whose link broke waits for the backend to say why."""
 
+_monotonic: Final = time.monotonic
+
 
 class Leases:
     """The callers' side of a ledger.
@@ -59,6 +61,12 @@ class Leases:
         """
         ledger = self._ledger
         with ledger.lock:
+            if ledger.opened and not (again or ledger.refusing):
+                # The way of nearly every call.
+                call.queued_at = now = _monotonic()
+                lease = ledger.seat(call, now)
+                if lease is not None:
+                    return lease
             deferred = self._enter(call, again=again, pause=pause)
             waits = call.lease is None and call.error is None
             if waits:
@@ -110,7 +118,7 @@ class Leases:
         """Give a slot back after a reply."""
         ledger = self._ledger
         with ledger.lock:
-            now = time.monotonic()
+            now = _monotonic()
             lease = ledger.release(call, now)
             if lease is None:
                 return
@@ -121,8 +129,11 @@ class Leases:
             # instead of it.
             if call.doom is not None:
                 return
-            commands = ledger.machine.finished(lease.runner, lease.slot, now)
-            deferred = ledger.settle(commands, now) if commands else commands
+            deferred: list[Command] = []
+            if lease.end is not None or not ledger.keep(lease, now):
+                commands = ledger.machine.finished(lease.runner, lease.slot, now)
+                if commands:
+                    deferred = ledger.settle(commands, now)
             if now + ledger.rest_seconds < ledger.keeper.wake_at:
                 ledger.keeper.by(now + ledger.rest_seconds)
         if deferred:
@@ -220,8 +231,9 @@ class Leases:
 
     def resize(self, smallest: int | None, largest: int | None) -> int:
         """Give the pool another size, and return the largest; None keeps a bound."""
-        ledger, machine = self._ledger, self._ledger.machine
+        ledger = self._ledger
         with ledger.lock:
+            machine = ledger.machine
             low = machine.min if smallest is None else smallest
             high = machine.max if largest is None else largest
             whole = type(low) is int and type(high) is int
@@ -247,9 +259,10 @@ class Leases:
             BootTimeout: They are not ready in this time.
             PoolClosed: The pool was shut down.
         """
-        ledger, machine = self._ledger, self._ledger.machine
+        ledger = self._ledger
         with ledger.lock:
             self._open()
+            machine = ledger.machine
             now = time.monotonic()
             wanted = max(machine.min, 1)
             deferred = ledger.settle(machine.warm(wanted, now), now)

@@ -77,8 +77,20 @@ class Machine:
         self._spare = SpareBoots(self.roster, sizing)
         # Checked once with each call instead of one by one.
         self._plain = not (sizing.single_use or sizing.max_tasks)
+        spreads = sizing.slots == 1 or sizing.placement == "least_loaded"
+        self._reuses = self._plain and spreads and not sizing.buffer
 
     # ------------------------------------------------------------------ calls
+
+    def would_reuse(self, runner: str) -> bool:
+        """Tell whether a call that came now would get the slot whose call ends now.
+
+        Then its end need not be told before something else happens.
+        """
+        if self._queue or not self._reuses:
+            return False
+        found = self.roster.runners.get(runner)
+        return found is not None and not found.draining and len(found.running) == 1
 
     def submit(
         self,

@@ -108,10 +108,17 @@ class Roster:
         """
         for free in self._order:
             if free:
-                name = next(reversed(free))
-                runner = free[name]
+                # As `occupy`, in fewer steps: this is the way of nearly every call.
+                name, runner = free.popitem()
                 slot, _ = runner.idle.popitem()
-                self.occupy(runner, slot, call)
+                running = runner.running
+                if not running:
+                    self.resting.pop(name, None)
+                running[slot] = call
+                self.busy += 1
+                runner.load = -1
+                if runner.idle:
+                    self._rank(runner)
                 return name, slot
         return None
 
@@ -142,12 +149,20 @@ class Roster:
 
     def free(self, runner: Runner, slot: int, now: float) -> None:
         """Note that a slot's call ended, and that it is idle: `vacate` and `settle`."""
-        del runner.running[slot]
+        running = runner.running
+        del running[slot]
         self.busy -= 1
         runner.idle[slot] = None
-        if not runner.running:
-            self.resting[runner.name] = now
-        self._rank(runner)
+        if running:
+            self._rank(runner)
+            return
+        # As `_rank`, in fewer steps.
+        name = runner.name
+        self.resting[name] = now
+        if runner.load > 0:
+            del self._free[runner.load][name]
+        self._free[0][name] = runner
+        runner.load = 0
 
     def seize(self, runner: Runner, slot: int, call: int) -> None:
         """Note that a slot which was opening, or vacated, runs a call."""
