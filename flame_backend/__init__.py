@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from flame_backend.events import CallInfo
     from flame_backend.pool.calls import FlameFuture
     from flame_backend.pool.executor import Pool
+    from flame_backend.pool.placement import Placement
     from flame_backend.pool.retrying import Retry
     from flame_backend.pool.status import PoolStatus, RunnerStatus
     from flame_backend.runner.parent import Parent, parent
@@ -66,6 +67,7 @@ _HOMES: Final = {
     "flame_backend.events": ("CallInfo",),
     "flame_backend.pool.calls": ("FlameFuture",),
     "flame_backend.pool.executor": ("Pool",),
+    "flame_backend.pool.placement": ("Placement",),
     "flame_backend.pool.retrying": ("Retry",),
     "flame_backend.pool.status": ("PoolStatus", "RunnerStatus"),
     "flame_backend.runner.parent": ("Parent", "parent"),
@@ -104,6 +106,7 @@ __all__ = [
     "Parent",
     "ParentError",
     "PayloadTooLarge",
+    "Placement",
     "Pool",
     "PoolClosed",
     "PoolError",

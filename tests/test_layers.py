@@ -165,6 +165,8 @@ TABLE = {
     "flame_backend.pool.mapping": "faces",
     # Chooses the backend, so it knows them all.
     "flame_backend.pool.options": "faces",
+    "flame_backend.pool.placement": "faces",
+    "flame_backend.pool.placing": "faces",
     "flame_backend.pool.reports": "faces",
     "flame_backend.pool.retrying": "values",
     "flame_backend.pool.roster": "rules",
@@ -181,6 +183,7 @@ TABLE = {
     "flame_backend.runner.memory": "edges",
     "flame_backend.runner.output": "edges",
     "flame_backend.runner.parent": "edges",
+    "flame_backend.runner.placed": "edges",
     "flame_backend.runner.processes": "edges",
     "flame_backend.runner.progress": "edges",
     "flame_backend.runner.pump": "edges",

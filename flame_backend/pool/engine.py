@@ -10,11 +10,18 @@ import itertools
 import random
 import secrets
 import threading
+import time
 from concurrent.futures import CancelledError, InvalidStateError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from flame_backend.errors import FlameError, LinkError
+from flame_backend.backends.inline import InlineBackend
+from flame_backend.errors import (
+    ConfigurationError,
+    FlameError,
+    LinkError,
+    PoolClosed,
+)
 from flame_backend.events import CallDone
 from flame_backend.pool.announcer import Announcer
 from flame_backend.pool.calls import Call, FlameFuture, Lease
@@ -23,6 +30,7 @@ from flame_backend.pool.exchange import answered
 from flame_backend.pool.leases import Leases
 from flame_backend.pool.ledger import Ledger
 from flame_backend.pool.machine import Machine
+from flame_backend.pool.placing import PlacedCall, Placements
 from flame_backend.pool.reports import Reports
 from flame_backend.pool.status import pool_status
 from flame_backend.wire.frames import Kind
@@ -76,6 +84,7 @@ class Engine:
         self._ledger = Ledger(machine, backend, spec, self._crew.put, announcer)
         self._reports = Reports(self._ledger, initializer, self._crew.put)
         self._leases = Leases(self._ledger, self._reports)
+        self._placements = Placements(self._ledger)
         self._numbers = itertools.count(1)
         self._ending = threading.Lock()
         self._started = False
@@ -154,6 +163,8 @@ class Engine:
             if refusal is None:
                 return None
             raise refusal from None
+        if type(call) is PlacedCall:
+            return self._outlast(call, lease)
         try:
             done = answered(lease.link, call, self._spec)
         except LinkError as error:
@@ -161,6 +172,15 @@ class Engine:
         self._leases.checkin(call)
         if call.doom is not None:
             raise call.doom
+        return done
+
+    def _outlast(self, call: PlacedCall, lease: Lease) -> Outcome:
+        """Wait for the end of a placement, as `_attempt` for that of a call."""
+        try:
+            done = outcome(receive(lease.link, call, self._spec), self._spec)
+        except LinkError as error:
+            raise self._placements.broken(call, error) from None
+        self._placements.left(call, raised=done[1] is not None)
         return done
 
     def _pause(self, call: Call, error: BaseException) -> float | None:
@@ -188,6 +208,36 @@ class Engine:
         call.future = future
         self._leases.enqueue(call)
         return future
+
+    def new_placement(self, request: list[bytes], options: CallOptions) -> PlacedCall:
+        """Return a call for `place`.
+
+        Raises:
+            ConfigurationError: There are no processes to place.
+        """
+        if isinstance(self._ledger.backend, InlineBackend):
+            reason = "InlineBackend has no processes; LocalBackend has"
+            raise ConfigurationError("place", reason)
+        number = next(self._numbers)
+        return PlacedCall(number, request, options.queue_timeout, self._tail)
+
+    def place(self, call: PlacedCall) -> FlameFuture[Any]:
+        """Run a placement; return its future.
+
+        Raises:
+            PoolClosed: The pool was shut down.
+        """
+        self._placements.add(call)
+        try:
+            return self.submit(call)
+        except BaseException:
+            self._placements.forget(call)
+            raise
+
+    def stop_placed(self, call: PlacedCall, grace: float) -> None:
+        """End a placement; its future hears of it."""
+        if self._placements.stop(call, grace):
+            self._settle(call, None, None)
 
     def _withdraw(self, call: Call) -> bool:
         withdrawn = self._leases.withdraw(call)
@@ -248,6 +298,9 @@ class Engine:
     def _settle(self, call: Call, value: Any, error: BaseException | None) -> None:
         future = call.future
         assert future is not None  # only submitted calls come here
+        if isinstance(call, PlacedCall):
+            self._placements.forget(call)
+            error = call.told(error)
         # Futures are kept; requests are large.
         call.request = []
         if self._announcer is not None:
@@ -299,7 +352,8 @@ class Engine:
     def refuse(self, *, cancel_futures: bool) -> None:
         """Take no more calls; cancel those that were submitted and wait."""
         for call in self._leases.refuse():
-            if cancel_futures and call.future is not None:
+            placed = isinstance(call, PlacedCall)
+            if cancel_futures and call.future is not None and not placed:
                 call.future.cancel_waiting()
 
     def finish(self, seconds: float | None) -> bool:
@@ -308,7 +362,9 @@ class Engine:
         Returns:
             False when some did not finish in that time.
         """
-        finished = self._leases.wait_idle(seconds)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        self._end_placements(deadline)
+        finished = self._leases.wait_idle(_left(deadline))
         with self._ending:
             self._leases.end()
             # Their links are cut and their processes gone: a moment.
@@ -318,9 +374,28 @@ class Engine:
         started.discard(self)
         return finished
 
+    def _end_placements(self, deadline: float | None) -> None:
+        """Stop all placements, as soon as no call runs that may need them."""
+        if not self._placements.living():
+            return
+        self._placements.outlast(_left(deadline))
+        left = _left(deadline)
+        limit = self.shutdown_timeout
+        grace = limit if left is None else min(left, limit)
+        for call in self._placements.living():
+            if self._placements.stop(call, grace):
+                call.stopped = False
+                closed = PoolClosed("the pool was shut down before it began")
+                self._settle(call, None, closed)
+
     def after_fork(self) -> None:
         """In a forked child: let go of the parent's sockets."""
         self._leases.after_fork()
+
+
+def _left(deadline: float | None) -> float | None:
+    """Return the seconds until a moment, None for no such moment."""
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 def _crew_limit(runners: int, slots: int) -> int:

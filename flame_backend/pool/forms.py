@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from flame_backend.backends.inline import calling
 from flame_backend.errors import NestedCallError, NotSerializable, PayloadTooLarge
 from flame_backend.pool.mapping import mapped
+from flame_backend.pool.placement import Placement
 from flame_backend.runner.parent import parent
+from flame_backend.runner.placed import run_placed
 from flame_backend.wire.functions import dump_call
 
 if TYPE_CHECKING:
@@ -106,6 +108,30 @@ class Forms:
         future = self.submit(fn, *args, **kwargs)
         future.add_done_callback(lambda _: self._log_failure(future))
 
+    def place(
+        self, target: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Placement:
+        """Start a long-lived process on a runner; return what controls it.
+
+        The target runs until it returns, is stopped, or the pool ends, and holds one
+        slot meanwhile: count it into max and max_concurrency. What it returns is
+        dropped; what it raises, `Placement.join` tells. The pool's `timeout` and
+        `retries` are for calls, `queue_timeout` is for its beginning as well. At its
+        end it gets SIGTERM, which it may handle.
+
+        Raises:
+            ConfigurationError: The backend has no processes (InlineBackend).
+            NotSerializable, PayloadTooLarge: It cannot travel.
+            PoolClosed, NestedCallError: The pool does not take it.
+        """
+        home = self._home
+        # For what cannot be sent, in its own terms.
+        self._request(target, args, kwargs)
+        request = self._request(run_placed, (target, args, kwargs), {})
+        call = home.engine.new_placement(request, self._options)
+        future = home.engine.place(call)
+        return Placement(call, future, home.engine.stop_placed, self)
+
     def map(
         self,
         fn: Callable[..., T],
@@ -142,12 +168,16 @@ class Forms:
     def _new_call(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Call:
+        request = self._request(fn, args, kwargs)
+        return self._home.engine.new_call(request, self._options)
+
+    def _request(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[bytes]:
         if parent() is not None or calling():
             msg = "a runner does not use pools of its own; call from the parent"
             raise NestedCallError(msg)
-        home = self._home
-        request = dump_call(fn, args, kwargs, limit=home.spec.max_payload)
-        return home.engine.new_call(request, self._options)
+        return dump_call(fn, args, kwargs, limit=self._home.spec.max_payload)
 
     def _log_failure(self, future: FlameFuture[Any]) -> None:
         name = self._home.spec.name

@@ -17,6 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from flame_backend.backends.base import KILL_GRACE_SECONDS
 from flame_backend.errors import BootError, CallTimeout, PoolClosed, RunnerLost
 from flame_backend.events import GrowEnd, GrowStart, Shrink
 from flame_backend.pool.commands import Assign, Boot, End, Fail, OpenSlot, Renew
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
     from flame_backend.pool.calls import Call, Lease
     from flame_backend.pool.commands import Command
     from flame_backend.pool.machine import Machine
+    from flame_backend.pool.placing import PlacedCall
 
-LAST_RESORT_SECONDS: Final = 4.0
-"""After a kill was asked for: the link itself is cut when nothing has ended."""
+LAST_RESORT_SECONDS: Final = 2.0
+"""After a kill and its grace: the link itself is cut when nothing has ended."""
 
 END_GRACE_SECONDS: Final = 1.0
 """For an ended runner's slots, whose links are closed, to go by themselves."""
@@ -56,6 +58,7 @@ class Ledger:
         leases: Open slots.
         infos: Runners that are ready.
         calls: Calls that wait or run.
+        placed: Calls that are placements, until they have ended.
         rest_seconds: After a call: when the keeper looks whether its runner may go.
         opened: The backend is open.
         refusing: No new calls.
@@ -83,6 +86,7 @@ class Ledger:
         self.leases: dict[tuple[str, int], Lease] = {}
         self.infos: dict[str, RunnerInfo] = {}
         self.calls: dict[int, Call] = {}
+        self.placed: set[PlacedCall] = set()
         self._timed: dict[int, Call] = {}
         self._delayed: list[tuple[float, int, Call]] = []
         idle = machine.sizing.idle_after, machine.sizing.min_idle_after
@@ -176,7 +180,7 @@ class Ledger:
         if lease is not None:
             lease.call = None
             call.run_s = now - call.started_at
-        if self.refusing and not self.calls:
+        if self.refusing and (self.placed or not self.calls):
             self.changed.notify_all()
         return lease
 
@@ -191,20 +195,26 @@ class Ledger:
             self._kill(lease)
         return lease
 
-    def doom(self, call: Call, end: FlameError, now: float) -> None:
+    def doom(
+        self,
+        call: Call,
+        end: FlameError,
+        now: float,
+        grace: float = KILL_GRACE_SECONDS,
+    ) -> None:
         """Have a running call's process killed: first that, then its link is cut."""
         assert call.lease is not None  # it runs
         call.doom = end
-        call.deadline = now + LAST_RESORT_SECONDS
+        call.deadline = now + grace + LAST_RESORT_SECONDS
         self._timed[call.id] = call
         self.keeper.by(call.deadline)
-        self._kill(call.lease)
+        self._kill(call.lease, grace)
 
-    def _kill(self, lease: Lease) -> None:
+    def _kill(self, lease: Lease, grace: float = KILL_GRACE_SECONDS) -> None:
         # Only while the slot is still this process: its successor runs another call.
         # The order is queued here, so before any that follows from the slot's end.
         if self.leases.get((lease.runner, lease.slot)) is lease:
-            self.backend.kill_slot(lease.runner, lease.slot)
+            self.backend.kill_slot(lease.runner, lease.slot, grace)
 
     def tell_end(self, lease: Lease, end: FlameError) -> None:
         """Note why a slot is gone, for whoever holds it."""

@@ -13,6 +13,7 @@ from flame_backend.errors import AppImportError, CallCrashed, LinkError
 from flame_backend.events import BootPhase, GrowEnd, RunnerEnded
 from flame_backend.pool.calls import Call, Lease
 from flame_backend.pool.commands import End
+from flame_backend.pool.placing import stop_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,10 +157,10 @@ class Reports:
 
     def draining(self, runner: str, reason: str) -> None:
         """A runner was told to end."""
-        del reason
         ledger = self._ledger
         with ledger.lock:
             now = time.monotonic()
+            stop_on(ledger, runner, reason, now)
             deferred = self._settled(ledger.machine.draining(runner, now), now)
         ledger.carry_out(deferred)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flame_backend.runner.chunks import run_chunk
 from flame_backend.runner.fresh import replace_process
 from flame_backend.runner.output import running
+from flame_backend.runner.placed import run_placed
 from flame_backend.wire.functions import dump_object
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class Renewal:
         if now < self._look_at:
             return
         self._look_at = now + LOOK_SECONDS
-        function = call[1][0] if call[0] is run_chunk else call[0]
+        wrapped = call[0] is run_chunk or call[0] is run_placed
+        function = call[1][0] if wrapped else call[0]
         while isinstance(function, partial):
             function = function.func
         if self._stamps.changed(getattr(function, "__module__", None)):
