@@ -24,13 +24,13 @@ from flame_backend.errors import (
 )
 from flame_backend.events import CallDone
 from flame_backend.pool.announcer import Announcer
-from flame_backend.pool.calls import Call, FlameFuture, Lease
+from flame_backend.pool.calls import Call, FlameFuture, Lease, PlacedCall
 from flame_backend.pool.crew import Crew
 from flame_backend.pool.exchange import answered
 from flame_backend.pool.leases import Leases
 from flame_backend.pool.ledger import Ledger
 from flame_backend.pool.machine import Machine
-from flame_backend.pool.placing import PlacedCall, Placements
+from flame_backend.pool.placing import Placements
 from flame_backend.pool.reports import Reports
 from flame_backend.pool.status import pool_status
 from flame_backend.wire.frames import Kind
@@ -177,7 +177,7 @@ class Engine:
     def _outlast(self, call: PlacedCall, lease: Lease) -> Outcome:
         """Wait for the end of a placement, as `_attempt` for that of a call."""
         try:
-            done = outcome(receive(lease.link, call, self._spec), self._spec)
+            done = answered(lease.link, call, self._spec)
         except LinkError as error:
             raise self._placements.broken(call, error) from None
         self._placements.left(call, raised=done[1] is not None)

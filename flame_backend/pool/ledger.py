@@ -29,10 +29,9 @@ if TYPE_CHECKING:
     from flame_backend.backends.base import Backend, PoolSpec, RunnerInfo
     from flame_backend.errors import FlameError
     from flame_backend.events import Event
-    from flame_backend.pool.calls import Call, Lease
+    from flame_backend.pool.calls import Call, Lease, PlacedCall
     from flame_backend.pool.commands import Command
     from flame_backend.pool.machine import Machine
-    from flame_backend.pool.placing import PlacedCall
 
 LAST_RESORT_SECONDS: Final = 2.0
 """After a kill and its grace: the link itself is cut when nothing has ended."""

@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flame_backend.events import CallInfo
-    from flame_backend.pool.calls import FlameFuture
-    from flame_backend.pool.placing import PlacedCall
+    from flame_backend.pool.calls import FlameFuture, PlacedCall
 
 LOOK_SECONDS: Final = 1.0
 """One that goes from one slot to another while it is stopped is asked again."""

@@ -17,45 +17,14 @@ from flame_backend.errors import (
     FlameError,
     RunnerLost,
 )
-from flame_backend.pool.calls import Call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from flame_backend.errors import LinkError
+    from flame_backend.pool.calls import PlacedCall
     from flame_backend.pool.ledger import Ledger
 
 CAUSE_SECONDS: Final = 5.0
 """How long the owner of a placement whose link ended waits to hear of its process."""
-
-
-class PlacedCall(Call):
-    """The call that a placement is.
-
-    Its fields are written under the ledger's lock.
-
-    Attributes:
-        exit_code: How its process ended, as `Placement.exitcode` has it.
-        raised: Its target raised.
-        stopped: Its owner, or the end of the pool, has asked for its end.
-    """
-
-    __slots__ = ("exit_code", "raised", "stopped")
-
-    def __init__(
-        self,
-        number: int,
-        request: list[bytes],
-        queue_timeout: float | None,
-        tail: Callable[[int], str],
-    ) -> None:
-        super().__init__(number, request, None, queue_timeout, tail=tail)
-        self.exit_code: int | None = None
-        self.raised = self.stopped = False
-
-    def told(self, error: BaseException | None) -> BaseException | None:
-        """Return what its owner hears of: not what comes of being stopped."""
-        return None if self.stopped and not self.raised else error
 
 
 class Placements:

@@ -307,7 +307,7 @@ class Zygote:
             if not found.kill_at:
                 found.kill_at = at
                 found.below = descendants(pid)
-                _signal_group(pid, signal.SIGTERM)
+                _ask_to_end(pid)
             found.kill_at = min(found.kill_at, at)
 
     def _kill_late(self) -> None:
@@ -362,6 +362,15 @@ def _load_slot_modules(parent: Parent) -> None:
     if parent.transport == "tls":
         # The module, no context and no connection: those are made after the fork.
         import ssl  # noqa: F401
+
+
+def _ask_to_end(pid: int) -> None:
+    """Signal a slot's group, once: a handler that runs is not to be interrupted."""
+    try:
+        os.killpg(pid, signal.SIGTERM)
+    except (ProcessLookupError, PermissionError):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
 
 
 def _signal_group(pid: int, number: int) -> None:

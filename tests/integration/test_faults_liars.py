@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.integration.liars import ENDLESS_LIES, REFUSED_LIES, config_map
-from tests.integration.programs import HEAD, finish, run, told
+from tests.integration.programs import HEAD, run
 
 if TYPE_CHECKING:
     from tests.integration.space import Space
