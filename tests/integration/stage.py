@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import secrets
+import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
@@ -41,7 +42,29 @@ class Stage:
         self.session = session_of(plane, folder, self.name)
         self.path = kubetls.path("v1", "pods", namespace=self.name)
         self._events = 0
+        self._over = threading.Event()
+        self._reaper = threading.Thread(target=self._reap, name="stage-kubelet")
+        self._reaper.start()
         self.start_parent()
+
+    def _reap(self) -> None:
+        """Confirm that pods which are deleted have ended, as their kubelet does."""
+        while not self._over.wait(0.2):
+            with suppress(kubetls.KubeTLSError):
+                for pod in self.session.list(self.path):
+                    if "deletionTimestamp" in pod["metadata"]:
+                        name = pod["metadata"]["name"]
+                        self.session.delete(f"{self.path}/{name}", grace=0)
+
+    def close(self) -> None:
+        """Delete everything."""
+        self._over.set()
+        self._reaper.join()
+        self.session.close()
+        with suppress(ClusterUnavailable):
+            self.plane.kubectl(
+                "delete", "namespace", self.name, "--wait=false", "--now"
+            )
 
     def start_parent(self, name: str = "app") -> str:
         """Make the parent's pod, as running here; return its UID."""
@@ -171,6 +194,4 @@ def staged(
     patch.setenv("POD_NAME", "app")
     patch.setenv("POD_NAMESPACE", found.name)
     yield found
-    found.session.close()
-    with suppress(ClusterUnavailable):
-        plane.kubectl("delete", "namespace", found.name, "--wait=false", "--now")
+    found.close()

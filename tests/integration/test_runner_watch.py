@@ -72,10 +72,10 @@ def test_new_watch_follows_the_last_pool(stage: Stage) -> None:
         assert count == len(watches(stage))
 
 
-def test_session_of_the_pod_is_shared_until_its_last_pool(
+def test_session_of_the_pod_is_shared_until_its_last_borrower(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One in-cluster session for all backends; closed by the last."""
+    """One in-cluster session for all backends; closed once, by the last."""
     volume = tmp_path / "volume"
     volume.mkdir()
     plane = stage.plane
@@ -98,5 +98,6 @@ def test_session_of_the_pod_is_shared_until_its_last_pool(
     with pytest.raises(kubetls.KubeTLSError):
         first.session.get("/version")
     third = join(None)
+    assert third.session is not first.session
     assert third.session.get("/version")["gitVersion"]
     leave(third)
