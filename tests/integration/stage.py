@@ -7,29 +7,37 @@ them is written to their status, or told by an event, as those would do it.
 from __future__ import annotations
 
 import datetime as dt
+import json
+import os
 import secrets
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
 import kubetls
 from flame_backend import KubernetesBackend, Pool
+from flame_backend.backends.kubernetes.refusals import TOKEN_VOLUME
 from flame_backend.events import BootPhase, GrowEnd
+from flame_backend.runner.parent import VARIABLE
 from tests.cluster.cluster import ClusterUnavailable
 from tests.integration.apiserver import make_namespace, session_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
 
     from flame_backend import BootError
     from flame_backend.events import Event
     from tests.cluster.control_plane import ControlPlane
 
-SCHEDULED = {"type": "PodScheduled", "status": "True"}
+Agent = subprocess.Popen[bytes]
+RUNNER = (sys.executable, "-P", "-m", "flame_backend.runner")
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class Stage:
@@ -41,6 +49,8 @@ class Stage:
         make_namespace(plane, self.name)
         self.session = session_of(plane, folder, self.name)
         self.path = kubetls.path("v1", "pods", namespace=self.name)
+        self.agents: list[Agent] = []
+        self._folder = folder
         self._events = 0
         self._over = threading.Event()
         self._reaper = threading.Thread(target=self._reap, name="stage-kubelet")
@@ -60,6 +70,9 @@ class Stage:
         """Delete everything."""
         self._over.set()
         self._reaper.join()
+        for process in self.agents:
+            process.kill()
+            process.wait()
         self.session.close()
         with suppress(ClusterUnavailable):
             self.plane.kubectl(
@@ -119,6 +132,51 @@ class Stage:
         }
         self.session.post(kubetls.path("v1", "events", namespace=self.name), body)
 
+    def agent(self, name: str, command: Sequence[str] = RUNNER) -> Agent:
+        """Start a runner's process here, as its pod's container.
+
+        With the variable and the token that it would have: the API server signs one
+        for this very pod.
+
+        Args:
+            name: Of its pod.
+            command: What runs in place of the pod's own command.
+        """
+        self.bind(name, "n1")
+        spec = self.session.get(f"{self.path}/{name}")["spec"]
+        (volume,) = (v for v in spec["volumes"] if v["name"] == TOKEN_VOLUME)
+        (source,) = volume["projected"]["sources"]
+        file = self._folder / f"{name}.token"
+        audience = source["serviceAccountToken"]["audience"]
+        account = spec["serviceAccountName"]
+        file.write_text(self.token(account, name, audience))
+        env = {e["name"]: e.get("value") for e in spec["containers"][0]["env"]}
+        facts = json.loads(env[VARIABLE]) | {"token_path": str(file)}
+        self.container(name, running={"startedAt": "2026-03-01T10:00:00Z"})
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, VARIABLE: json.dumps(facts), "PYTHONPATH": str(ROOT)},
+            start_new_session=True,
+        )
+        self.agents.append(process)
+        return process
+
+    def token(self, account: str, pod: str, audience: str) -> str:
+        """Have the API server sign a token that is bound to a pod."""
+        path = kubetls.path(
+            "v1", "serviceaccounts", account, namespace=self.name, subresource="token"
+        )
+        bound = {"apiVersion": "v1", "kind": "Pod", "name": pod}
+        spec = {
+            "audiences": [audience],
+            "expirationSeconds": 600,
+            "boundObjectRef": bound,
+        }
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest"}
+        found: str = self.session.post(path, body | {"spec": spec})["status"]["token"]
+        return found
+
     def runners(self) -> list[dict[str, Any]]:
         """Return the runner pods."""
         return list(self.session.list(self.path, labels="flame-backend/pool"))
@@ -143,13 +201,15 @@ class Play:
 
     def __init__(self, stage: Stage, name: str = "p", **options: Any) -> None:
         backend = options.pop("backend", {})
+        function = options.pop("function", abs)
+        argument = options.pop("argument", -1)
         self.stage = stage
         self.events: list[Event] = []
         self.backend = KubernetesBackend(session=stage.session, **backend)
         self.pool = Pool(
             name, max=1, backend=self.backend, on_event=self.events.append, **options
         )
-        self.call = self.pool.submit(abs, -1)
+        self.call = self.pool.submit(function, argument)
 
     def __enter__(self) -> Self:
         return self
