@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, Final
 
+from flame_backend.version import VERSION
+
 if TYPE_CHECKING:
     from flame_backend.backends.inline import InlineBackend
     from flame_backend.backends.kubernetes.backend import KubernetesBackend
@@ -75,7 +77,7 @@ _HOMES: Final = {
 }
 _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "AppImportError",

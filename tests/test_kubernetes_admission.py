@@ -108,6 +108,7 @@ def admission(
 def hello(token: str | None = None, **changes: Any) -> bytes:
     """Return the body of a HELLO; a right one unless told otherwise."""
     facts = {"v": 1, "runner": "runner", "python": "cpython-3.11", "pid": 1}
+    facts["package"] = "0.1.0"
     facts["token"] = sign(claims()) if token is None else token
     return json.dumps(facts | changes).encode()
 
@@ -131,6 +132,14 @@ def test_expected_runner_is_admitted() -> None:
     assert "runner" == ask(admission())
     assert "runner" == ask(admission(), hello(sign(claims(), P256, "ES256", kid="ec")))
     assert "runner" == ask(admission(), hello(sign(claims(jti=None))))
+
+
+def test_runner_of_another_version_proves_who_it_is_all_the_same() -> None:
+    """Whatever else it says; the backend then ends its boot by name."""
+    judge = admission()
+    assert "runner" == ask(judge, hello(v=2, more={"x": 1}))
+    with pytest.raises(LinkUnauthenticated):
+        ask(judge)
 
 
 @pytest.mark.parametrize("name", forged())
@@ -159,7 +168,10 @@ HELLOS: dict[str, bytes] = {
     "a fact missing": b'{"v":1,"runner":"runner"}',
     "a fact more": hello(admin=True),
     "a fact twice": hello()[:-1] + b',"runner":"runner"}',
-    "another version": hello(v=2),
+    "no version": hello(v="1"),
+    "a version that is none": hello(v=True),
+    "another version, of a stranger": hello(sign(claims(aud=["x"])), v=2),
+    "another version, with no more": b'{"v":2,"runner":"runner"}',
     "runner as number": hello(runner=1),
     "token as object": hello(token={"alg": "none"}),
     "deep": b'{"v":' + b"[" * 10_000 + b"]" * 10_000 + b"}",

@@ -18,6 +18,7 @@ from flame_backend.errors import (
     BootError,
     ContainerConfigError,
     QuotaExceeded,
+    VersionSkew,
 )
 from tests.runner_pods import READY, SCHEDULED, disrupted, ended, pod, waits
 
@@ -166,6 +167,7 @@ BOOT_ENDS: dict[str, tuple[dict[str, Any], type[BootError], str]] = {
         AppImportError, "import",
     ),
     "refused": (pod(ended(11)), AuthRefused, "connect"),
+    "another version": (pod(ended(12)), VersionSkew, "connect"),
     "init": (pod(init={"state": ended(1)}), BootError, "init"),
     "no room": (pod(phase="Failed", reason="OutOfpods"), BootError, "schedule"),
 }  # fmt: skip

@@ -7,6 +7,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from flame_backend.runner.parent import PROTOCOL_VERSION
+from flame_backend.version import VERSION
 from flame_backend.wire.functions import dump_object
 from flame_backend.wire.text import clean
 
@@ -49,11 +51,18 @@ def version_skew(hello: dict[str, Any]) -> str | None:
     """Say how a runner's HELLO differs from this process, None when it does not.
 
     Functions pickled by value hold bytecode: another minor version of Python loads
-    them and then crashes.
+    them and then crashes. Another version of this package may mean something else by
+    a frame.
     """
     major, minor = sys.version_info[:2]
-    ours = f"{sys.implementation.name}-{major}.{minor}"
-    theirs = clean(str(hello.get("python")), 64)
-    if theirs == ours:
-        return None
-    return f"the runner is {theirs}, this process is {ours}; use the same image"
+    ours = {
+        "v": ("speaks version", PROTOCOL_VERSION),
+        "package": ("has flame_backend", VERSION),
+        "python": ("is", f"{sys.implementation.name}-{major}.{minor}"),
+    }
+    for name, (verb, own) in ours.items():
+        theirs = clean(str(hello.get(name)), 64)
+        if theirs != str(own):
+            here = f"this process {verb} {own}"
+            return f"the runner {verb} {theirs}, {here}; use the same image"
+    return None

@@ -11,6 +11,7 @@ import kubetls
 from flame_backend.backends.kubernetes.merging import plain
 from flame_backend.backends.kubernetes.own_pod import own_pod
 from flame_backend.errors import ConfigurationError
+from flame_backend.version import VERSION
 
 if TYPE_CHECKING:
     import argparse
@@ -42,7 +43,7 @@ def open_session(args: argparse.Namespace) -> kubetls.Session:
     config = None
     if args.kubeconfig or args.context:
         config = kubetls.kubeconfig(args.kubeconfig, args.context)
-    agent = "flame-backend-cli/0.1.0"
+    agent = f"flame-backend-cli/{VERSION}"
     return kubetls.session(config, namespace=args.namespace, user_agent=agent)
 
 

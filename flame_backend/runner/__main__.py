@@ -11,8 +11,14 @@ import socket
 import sys
 
 from flame_backend.errors import ParentError
-from flame_backend.runner.parent import VARIABLE, parse_parent, remember
+from flame_backend.runner.parent import (
+    VARIABLE,
+    is_of_another_version,
+    parse_parent,
+    remember,
+)
 
+EXIT_SKEW = 12
 EXIT_USAGE = 64
 
 
@@ -27,7 +33,7 @@ def main() -> int:
         parent = parse_parent(text)
     except ParentError as error:
         print(error, file=sys.stderr)
-        return EXIT_USAGE
+        return EXIT_SKEW if is_of_another_version(text) else EXIT_USAGE
     remember(parent)
     ours, theirs = socket.socketpair()
     agent = os.getpid()

@@ -4,7 +4,8 @@ PID 1 of a pod. Relays frames between the parent and the zygote and runs no code
 app, so it answers while that code hogs the interpreter or the machine. It ends when
 the parent is gone, and takes the zygote, all slots and what they started along.
 
-Exit codes: 0 ended by its parent, 10 no parent in time, 11 refused, 13 the app failed
+Exit codes: 0 ended by its parent, 10 no parent in time, 11 refused, 12 its
+parent is of another version (before there is an agent), 13 the app failed
 to load, 14 parent lost, 15 zygote lost, 143 SIGTERM after draining.
 """
 

@@ -17,6 +17,8 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from flame_backend.runner.parent import PROTOCOL_VERSION
+from flame_backend.version import VERSION
 from flame_backend.wire.frames import FrameDecoder, Kind, Limits, pack_frame
 
 if TYPE_CHECKING:
@@ -143,7 +145,8 @@ def _again(error: OSError) -> bool:
 def _hello(parent: Parent) -> bytes:
     version = sys.version_info
     facts = {
-        "v": 1,
+        "v": PROTOCOL_VERSION,
+        "package": VERSION,
         "runner": parent.runner,
         "python": f"{sys.implementation.name}-{version[0]}.{version[1]}",
         "pid": os.getpid(),

@@ -119,6 +119,15 @@ def parse_parent(text: str) -> Parent:
     return _checked(facts)
 
 
+def is_of_another_version(text: str) -> bool:
+    """Say whether a FLAME_PARENT that was refused is another version's."""
+    try:
+        version = json.loads(text).get("v")
+    except (AttributeError, ValueError, RecursionError):
+        return False
+    return type(version) is int and version != PROTOCOL_VERSION
+
+
 def _checked(facts: dict[str, Any]) -> Parent:
     transport = facts.get("transport")
     needed = _NEEDED.get(transport) if isinstance(transport, str) else None

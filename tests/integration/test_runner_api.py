@@ -426,6 +426,7 @@ def test_token_of_a_real_api_server_is_admitted_once(api: Api, review: bool) -> 
 
     def ask(found: Admission, token: str) -> None:
         facts = {"v": 1, "runner": "r", "python": "p", "pid": 1, "token": token}
+        facts["package"] = "0.1.0"
         found.admit(json.dumps(facts).encode(), frozenset(), lambda: True)
 
     right = api.token("r", audience)

@@ -199,6 +199,7 @@ with flame.Pool('guarded', max=1, backend=backend) as pool:
     address = backend._addresses[0]
     token = open('/var/run/secrets/kubernetes.io/serviceaccount/token').read()
     hello = {'v': 1, 'runner': runner, 'python': 'p', 'pid': 1, 'token': token}
+    hello['package'] = flame.__version__
     for first in (
         pack_frame(Kind.HELLO, json.dumps(hello).encode()),
         pack_frame(Kind.TICKET, bytes(32)),
@@ -283,6 +284,7 @@ context.set_alpn_protocols(['flame/1'])
 address = facts['addresses'][0]
 token = open('/stolen/token').read()
 hello = {'v': 1, 'runner': facts['runner'], 'python': 'p', 'pid': 1, 'token': token}
+hello['package'] = '0.1.0'
 first = pack_frame(Kind.HELLO, json.dumps(hello).encode())
 flood, heard, end = [], 0, time.monotonic() + 15
 while time.monotonic() < end:

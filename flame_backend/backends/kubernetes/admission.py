@@ -27,6 +27,7 @@ from flame_backend.backends.kubernetes.tokens import (
     verified_claims,
 )
 from flame_backend.errors import LinkUnauthenticated
+from flame_backend.runner.parent import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,7 +41,8 @@ UID_SECONDS: Final = 5.0
 
 REVIEWS_PATH: Final = "/apis/authentication.k8s.io/v1/tokenreviews"
 
-_HELLO_KEYS: Final = frozenset({"v", "runner", "python", "pid", "token"})
+_HELLO_KEYS: Final = frozenset({"v", "package", "runner", "python", "pid", "token"})
+_PROOF_KEYS: Final = frozenset({"v", "runner", "token"})
 
 
 @dataclass(slots=True)
@@ -249,7 +251,11 @@ def _facts(hello: bytes) -> dict[str, Any]:
         facts = strict_json(hello)
     except (ValueError, RecursionError):
         _refuse("a HELLO that is no JSON object")
-    if set(facts) != _HELLO_KEYS or facts["v"] != 1:
+    # Of another version it may have other facts; who it is must be proved all the same,
+    # and then the boot can end with what is wrong.
+    skewed = type(facts.get("v")) is int and facts["v"] != PROTOCOL_VERSION
+    wrong = not facts.keys() >= _PROOF_KEYS if skewed else facts.keys() != _HELLO_KEYS
+    if wrong or type(facts["v"]) is not int:
         _refuse("a HELLO with other facts than it has")
     if not isinstance(facts["runner"], str) or not isinstance(facts["token"], str):
         _refuse("a HELLO with facts of another kind")

@@ -23,6 +23,7 @@ from flame_backend.errors import (
     ContainerConfigError,
     QuotaExceeded,
     RunnerLost,
+    VersionSkew,
 )
 from flame_backend.wire.text import clean
 
@@ -62,6 +63,7 @@ _NOT_STARTED: Final = frozenset({"StartError", "ContainerCannotRun"})
 _OWN_CODES: Final[dict[int, tuple[str, str, type[BootError]]]] = {
     10: ("ParentUnreachable", "connect", BootError),
     11: ("Refused", "connect", AuthRefused),
+    12: ("VersionSkew", "connect", VersionSkew),
     13: ("AppImportError", "import", AppImportError),
     14: ("ParentLost", "connect", BootError),
     15: ("Crashed", "import", BootError),

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Final
 from flame_backend.backends.kubernetes.monitor import Monitor
 from flame_backend.backends.kubernetes.own_pod import in_cluster_session
 from flame_backend.backends.kubernetes.refusals import PROCESS
+from flame_backend.version import VERSION
 
 if TYPE_CHECKING:
     import kubetls
     from flame_backend.backends.kubernetes.monitor import Changed
 
-USER_AGENT: Final = "flame-backend/0.1.0"
+USER_AGENT: Final = f"flame-backend/{VERSION}"
 
 
 class Shared:
