@@ -117,18 +117,12 @@ class Timeline:
             self._file.write_text("".join(f"{line}\n" for line in self.lines()))
 
     def _read(self) -> None:
-        decoder, text = json.JSONDecoder(), ""
         assert self._watch.stdout is not None
         with self._watch.stdout as stdout:
             for line in stdout:
-                text += line
-                if not line.startswith("}"):
-                    continue
-                with suppress(ValueError):
-                    event, _ = decoder.raw_decode(text)
-                    moment = time.monotonic() - self._began
-                    self.events.append((moment, event["type"], event["object"]))
-                    text = ""
+                event = json.loads(line)
+                moment = time.monotonic() - self._began
+                self.events.append((moment, event["type"], event["object"]))
 
     def lines(self) -> list[str]:
         """Return a line for each change that a person would call one."""

@@ -42,13 +42,16 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 def lied(name, call):
-    'Make a call that only a runner which lies can take.'
+    'Make a call that only a runner which lies can take, and wait for its end.'
     role['LIE'] = name
     tell(name, call, abs, -1)
+    give_up = time.monotonic() + 20
+    while len(pool.status().runners) > 1 and time.monotonic() < give_up:
+        time.sleep(0.1)
 
 backend = KubernetesBackend(manifest=manifest, python='/double/run')
 listener = socket.create_server((os.environ['POD_IP'], 0))
-pool = Pool('liars', max=2, boot_timeout=60, backend=backend)
+pool = Pool('liars', max=3, boot_timeout=60, backend=backend)
 held = pool.submit(hold, listener.getsockname())
 peer, _ = listener.accept()
 role['VICTIM'] = held.call.runner
@@ -72,6 +75,9 @@ def lies(space: Space, body: str, seconds: float = 180) -> dict[str, dict[str, A
     """Run a program beside runners that lie; check what holds for every one."""
     space.apply(config_map())
     found = run(space, PROGRAM + body + END, seconds)
+    import json
+
+    print(json.dumps(found, indent=1))
     assert 2 == found["after"]["value"], found
     assert not found["canary"]["value"]
     assert GROWTH_MIB > found["growth"]["value"]
@@ -92,7 +98,7 @@ def test_lies_cost_the_liar_its_link_and_nobody_else_anything(space: Space) -> N
 
 
 def test_what_never_ends_ends_with_the_timeout_of_the_call(space: Space) -> None:
-    """A frame that trickles in and endless progress; the liar ignores kills."""
+    """A frame that trickles in, endless progress; the liar heeds no order to stop."""
     body = f"""
 for name in {ENDLESS_LIES}:
     lied(name, pool.options(timeout=5).call)
@@ -100,3 +106,50 @@ for name in {ENDLESS_LIES}:
     found = lies(space, body)
     for name in ENDLESS_LIES:
         assert "CallTimeout" == found[name]["kind"], found[name]
+        assert found[name]["took"] < 20, found[name]
+
+
+def test_what_a_liar_repeats_counts_once(space: Space) -> None:
+    """Results, tickets and readiness; what it may say by itself is data and no more."""
+    found = lies(
+        space,
+        """
+role['LIE'] = 'twice'
+tell('first', pool.call, abs, -1)
+role['LIE'] = 'honest'
+tell('second', pool.call, abs, -3)
+while len(pool.status().runners) > 1:
+    time.sleep(0.1)
+for name in ('pickles', 'wrong_tickets', 'readiness'):
+    lied(name, pool.call)
+""",
+    )
+    assert "twice" == found["first"]["value"]
+    # The second copy came as an answer to a call that it was not for.
+    assert "RunnerLost" == found["second"]["kind"], found["second"]
+    assert "its own" == found["wrong_tickets"]["value"]
+    assert "RunnerLost" == found["readiness"]["kind"], found["readiness"]
+    # The pickle begins like an empty dict; it was not loaded.
+    assert {} == found["pickles"]["value"]
+
+
+FLOOD = """
+role['LIE'] = 'flood'
+flooded = threading.Thread(
+    target=tell, args=['flood', pool.options(timeout=40).call, abs, -1])
+flooded.start()
+while len(pool.status().runners) < 2:
+    time.sleep(0.1)
+time.sleep(5)
+role['LIE'] = 'honest'
+used = time.process_time()
+tell('beside', pool.call, abs, -5)
+flooded.join()
+"""
+
+
+def test_flood_on_one_control_link_leaves_the_others_alone(space: Space) -> None:
+    """Heartbeats without end: other runners boot, answer, and are not given up."""
+    found = lies(space, FLOOD)
+    assert 5 == found["beside"]["value"], found["beside"]
+    assert found["beside"]["took"] < 20
