@@ -175,7 +175,8 @@ def readiness():
     slot.send(*good(call, 'ready'))
 
 def flood():
-    opened()
+    slot = opened()
+    slot.receive()
     line = {'runner': parent.runner, 'slot': 0, 'call': 3, 'text': 'x' * 16000 + '\n'}
     frames = pack_frame(Kind.PING) * 2000 + pack_frame(
         Kind.LOG, json.dumps(line).encode()
