@@ -1,4 +1,4 @@
-"""The census in an app pod that has the shipped Role and nothing else: 0, 8, 0 runners."""
+"""The census in an app pod with the shipped Role and nothing else: 0, 8, 0 runners."""
 
 from __future__ import annotations
 
@@ -83,5 +83,5 @@ def test_census_scales_from_none_to_eight_and_back(
     assert RUNNERS + 1 == len(lives), timeline.lines()
     for name, events in lives.items():
         assert "DELETED" == events[-1][1], timeline.lines()
-        # It ended because it was told to, and did.
-        assert {0} >= timeline.exit_codes(name), timeline.lines()
+        # It ended because it was told to, by its parent or by the kubelet.
+        assert {0, 143} >= timeline.exit_codes(name), timeline.lines()
