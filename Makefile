@@ -8,7 +8,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo demo-cluster test lint types unit integration test-kind test-slow bench clean
+.PHONY: help setup demo demo-cluster test lint types unit pythons integration test-kind test-slow bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 22
@@ -25,7 +25,7 @@ demo: $(STAMP) ## Measure Python's standard library on local runners
 demo-cluster: $(STAMP) ## The same program in a pod of a real cluster, on runner pods
 	@$(PY) -m tests.cluster demo
 
-test: lint types unit integration ## Everything: lint, types, unit, property, integration
+test: lint types unit pythons integration ## Everything: lint, types, unit, property, integration
 	@echo "make test: all parts passed"
 
 lint: $(STAMP) ## ruff: rules and formatting
@@ -40,6 +40,9 @@ types: $(STAMP) ## mypy, strict
 unit: $(STAMP) ## Unit and property tests: no cluster, loopback only
 	@echo "== unit and property tests"
 	@$(PY) -m pytest tests --ignore=tests/integration
+
+pythons: $(STAMP) ## Unit and property tests on every other Python that is here
+	@scripts/pythons $(PY)
 
 integration: $(STAMP) ## Tests on a real API server, kubelet and pods
 	@echo "== integration tests (the first run builds Kubernetes, about ten minutes)"
@@ -58,6 +61,6 @@ bench: $(STAMP) ## Ratios beside peers and limits, in about two minutes
 	@$(PY) benchmarks/pool.py
 
 clean: ## Remove .venv and caches of this folder (never the user's cache folder)
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	@rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 
 -include tests/cluster/cluster.mk

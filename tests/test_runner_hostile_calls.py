@@ -174,7 +174,7 @@ class Case(NamedTuple):
     function: Callable[..., Any]
     args: tuple[Any, ...] = ()
     value: object = None
-    error: type[BaseException] | None = None
+    error: type[BaseException] | tuple[type[BaseException], ...] | None = None
     match: str | None = None
     timeout: float | None = 60.0
 
@@ -188,7 +188,8 @@ CASES = [
     Case(die_beside_a_daemon, error=flame.CallCrashed, match="code 5"),
     Case(close_everything, error=flame.CallCrashed),
     Case(allocate_at_once, error=MemoryError),
-    Case(allocate_in_small_pieces, error=MemoryError),
+    # CPython 3.12 and 3.13 may not survive it; the next call works either way.
+    Case(allocate_in_small_pieces, error=(MemoryError, flame.CallCrashed)),
     Case(recurse, error=RecursionError),
     Case(spin_in_c, error=flame.CallTimeout, timeout=0.5),
     Case(spin_deaf, error=flame.CallTimeout, timeout=0.5),

@@ -41,6 +41,18 @@ class Crew:
         self._threads: list[threading.Thread] = []
         self._idle = 0
 
+    def expect(self, jobs: int) -> None:
+        """Have threads ready for so many jobs.
+
+        A program may end with calls that wait for a slot, and CPython 3.12.0 to 3.12.2
+        starts no thread once the main one has ended.
+        """
+        wanted = min(jobs, self.limit)
+        if len(self._threads) < wanted:
+            with self._lock:
+                while len(self._threads) < wanted:
+                    self._start()
+
     def put(self, job: Job) -> None:
         """Have a thread see to a job; does not block."""
         self._jobs.put(job)
@@ -48,10 +60,13 @@ class Crew:
             if self._idle:
                 self._idle -= 1
             elif len(self._threads) < self.limit:
-                name = f"{self._name}-{len(self._threads)}"
-                thread = threading.Thread(target=self._run, name=name, daemon=True)
-                self._threads.append(thread)
-                thread.start()
+                self._start()
+
+    def _start(self) -> None:
+        name = f"{self._name}-{len(self._threads)}"
+        thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _run(self) -> None:
         while True:

@@ -207,6 +207,7 @@ class Engine:
         future: FlameFuture[Any] = FlameFuture(call, self._withdraw, self._abandon)
         call.future = future
         self._leases.enqueue(call)
+        self._crew.expect(len(self._ledger.calls))
         return future
 
     def new_placement(self, request: list[bytes], options: CallOptions) -> PlacedCall:
