@@ -31,7 +31,7 @@ class CallOptions:
     Attributes:
         timeout: Seconds it may run.
         queue_timeout: Seconds it may wait for a slot.
-        link: Its end follows from its caller's.
+        link: It ends when its caller leaves it while it runs.
         retry: When it is tried again.
     """
 

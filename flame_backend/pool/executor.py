@@ -211,8 +211,10 @@ class Pool(Forms, concurrent.futures.Executor):
         Args:
             timeout: Seconds a call may run.
             queue_timeout: Seconds it may wait for a slot.
-            link: The call ends when its caller leaves (Ctrl-C) or cancels it. False
-                lets it finish, as long as this process lives.
+            link: The call ends when its caller leaves it while it runs: by Ctrl-C in
+                `call`, with its task, by `future.cancel()`, by leaving `map`. False
+                lets it finish then; the end of the pool, or of this process, is the
+                end of every call (docs/decisions/0008-links.md).
             retries: As for the pool.
         """
         own = self._options
