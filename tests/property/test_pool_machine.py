@@ -291,6 +291,13 @@ class PoolMachine(RuleBasedStateMachine):
         assert [] == commands or OpenSlot(*key) == commands[0]
         self.carry_out(commands)
 
+    @precondition(lambda self: self.renewing)
+    @rule(data=st.data())
+    def worn_slot_is_said_to_open(self, data: Any) -> None:
+        """By the process that is on its way out: calls must not go there."""
+        key = self.pick(data, self.renewing)
+        assert self.machine.slot_opened(*key, self.now) is None
+
     @precondition(lambda self: self.ready | self.leaving)
     @rule(data=st.data())
     def lose(self, data: Any) -> None:
@@ -517,6 +524,19 @@ PoolMachine.TestCase.settings = settings(
     max_examples=4 * settings.default.max_examples,
 )
 TestPoolMachine = PoolMachine.TestCase
+
+
+def test_slot_that_is_renewed_takes_calls_with_its_next_process_only() -> None:
+    """A report about the process that is on its way out opens nothing."""
+    machine = Machine("p", Sizing(max=1, max_tasks=1), lambda: "0", lambda: 0.0)
+    machine.submit(1, 0.0)
+    machine.ready("p-0")
+    machine.slot_opened("p-0", 0, 1.0)
+    machine.submit(2, 1.0)
+    assert [Renew("p-0", 0)] == machine.finished("p-0", 0, 2.0)
+    assert machine.slot_opened("p-0", 0, 2.5) is None
+    assert [OpenSlot("p-0", 0)] == machine.slot_ended("p-0", 0, 3.0)
+    assert [Assign(2, "p-0", 0)] == machine.slot_opened("p-0", 0, 4.0)
 
 
 def test_boot_that_fails_after_another_succeeded_is_tried_again() -> None:
