@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import kubetls
 from flame_backend.backends.kubernetes.access import DIAGNOSIS_RULES, RULES
 from flame_backend.backends.kubernetes.manifest import runner_pod
 from flame_backend.backends.kubernetes.pod_template import app_container
-from flame_backend.cli import output
+from flame_backend.cli import output, trial
+from flame_backend.cli.check import Check
 from flame_backend.cli.cluster import add_cluster_options, in_pod, open_session
 from flame_backend.cli.runners import (
     add_parent_options,
@@ -27,32 +28,18 @@ HELP = "check rights, identity, labels, and a runner's pod"
 DESCRIPTION = """\
 Ask the API server whether runners would work: the account's rights, the issuer's keys
 that prove a runner's identity, the parent's pod, Services that would take runners for
-the app, and a dry run of the very pod. Nothing is created.
+the app, and a dry run of the very pod. Nothing is created, but with --runner: in the
+app's pod that boots one real runner, calls it, and deletes it.
 """
 EPILOG = """\
 examples:
   kubectl exec deploy/web -- flame-backend doctor       # as the app's own account
+  kubectl exec deploy/web -- flame-backend doctor --runner
   flame-backend doctor -n shop --pod web-5d9 --as-account web
 """
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 _AUTHORIZATION = "authorization.k8s.io/v1"
-
-
-class Check(NamedTuple):
-    """One thing that was looked at.
-
-    Attributes:
-        name: What.
-        verdict: ok, warn, fail or skip.
-        detail: What was found.
-        remedy: What to do; "" when nothing.
-    """
-
-    name: str
-    verdict: str
-    detail: str
-    remedy: str = ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ask for the rights of this service account instead of your own; takes "
         "the right to create subjectaccessreviews",
     )
+    trial.add_arguments(parser)
     add_parent_options(parser)
     add_runner_options(parser)
     add_cluster_options(parser)
@@ -111,6 +99,8 @@ def _checks(session: kubetls.Session, args: argparse.Namespace) -> Iterator[Chec
     yield _addresses(parent, from_file=args.parent is not None)
     yield from _clashes(session, pod)
     yield _dry_run(session, pod, from_file=args.parent is not None)
+    if args.runner:
+        yield from trial.checks(session, args)
 
 
 # ------------------------------------------------------------------ rights, identity

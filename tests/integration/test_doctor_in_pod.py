@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.cluster
 
 PROGRAM = "from flame_backend.cli import main; print(main({words}))"
+TRIAL_THAT_FAILS = [
+    *("doctor", "--runner", "--boot-timeout", "4"),
+    *("--manifest", "/tmp/change"),
+]
 
 
 def test_doctor_is_content_with_the_shipped_role(space: Space) -> None:
@@ -42,6 +47,39 @@ def test_doctor_names_the_right_that_is_missing(space: Space) -> None:
     assert "fail  may create pods: denied" in text
     assert f"flame-backend init --service-account NAME -n {space.name}" in text
     assert "fail  dry run: 403 Forbidden" in text
+
+
+def test_doctor_tries_a_real_runner(space: Space) -> None:
+    """It boots, dials in, runs calls, and is gone; the times are told by phase."""
+    text = space.run(PROGRAM.format(words=["doctor", "--runner", "--json"]))
+    *answer, code = text.splitlines()
+    assert "0" == code, text
+    checks = json.loads("\n".join(answer[answer.index("[") :]))
+    found = {check["name"]: check for check in checks}
+    for name in ("runner", "calls", "deleted"):
+        assert "ok" == found[name]["verdict"], text
+    told = found["runner"]["detail"]
+    assert re.search(r"dialled in and proved itself; ready after \d+\.\d s: ", told)
+    for phase in ("create", "connect", "import"):
+        assert re.search(rf"\b{phase} \d+\.\d s", told), told
+    assert re.search(r"takes \d+\.\d\d ms", found["calls"]["detail"])
+    assert [] == space.runners()
+
+
+def test_doctor_says_what_kept_the_runner(space: Space) -> None:
+    """The phase, the cluster's own words, and what to do about it."""
+    change = "spec: {nodeSelector: {disk: none}}"
+    program = (
+        f"open('/tmp/change', 'w').write({change!r})\n"
+        f"{PROGRAM.format(words=TRIAL_THAT_FAILS)}"
+    )
+    text = space.run(program)
+    assert text.endswith("\n1\n"), text
+    (line,) = (line for line in text.splitlines() if line.startswith("fail"))
+    assert re.match(r"fail  runner: runner doctor-\w+ did not boot \(schedule\)", line)
+    assert "node affinity/selector" in line
+    assert "compare resources, nodeSelector and quota" in text
+    assert "ok    deleted: the runner's pod is gone" in text
 
 
 def test_render_in_a_pod_shows_its_runner(space: Space) -> None:

@@ -71,6 +71,26 @@ def test_doctor_finds_what_is_missing(
     assert "warn" == checks["may list events"]["verdict"]
 
 
+def test_doctor_tries_a_runner_from_the_apps_pod_alone(
+    admin: kubetls.Session,
+    control_plane: ControlPlane,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Elsewhere no runner could dial in: it is skipped, with the command to use."""
+    file = tmp_path / "kubeconfig"
+    file.write_text(control_plane.kubeconfig(namespace=admin.namespace))
+    parent = tmp_path / "pod.yaml"
+    parent.write_text(yaml.safe_dump(PLAIN | {"kind": "Pod"}))
+    words = ["doctor", "--kubeconfig", str(file), "--parent", str(parent), "--runner"]
+    main(words)
+    told = capsys.readouterr().out
+    assert "skip  runner: a runner is tried from the app's pod" in told
+    assert "kubectl exec deploy/NAME -- flame-backend doctor --runner" in told
+    path = kubetls.path("v1", "pods", namespace=admin.namespace)
+    assert [] == list(admin.list(path, labels="flame-backend/pool=doctor"))
+
+
 def test_doctor_sees_a_service_that_would_take_runners(
     admin: kubetls.Session,
     control_plane: ControlPlane,
