@@ -398,6 +398,53 @@ def test_body_without_length_is_an_error(tmp_path: Path) -> None:
         session.get("/version")
 
 
+VAGUE = {
+    "no number": ["Content-Length: 5x"],
+    "negative": ["Content-Length: -5"],
+    "with a sign": ["Content-Length: +14"],
+    "with an underscore": ["Content-Length: 1_4"],
+    "empty": ["Content-Length: "],
+    "two lengths": ["Content-Length: 14", "Content-Length: 14"],
+    "more than there is": ["Content-Length: 99999999999999999999999"],
+    "an unknown coding": ["Transfer-Encoding: xchunked"],
+    "a coding before chunked": ["Transfer-Encoding: gzip, chunked"],
+    "chunked twice": ["Transfer-Encoding: chunked", "Transfer-Encoding: chunked"],
+    "chunked and a length": ["Transfer-Encoding: chunked", "Content-Length: 14"],
+    "compressed": ["Content-Encoding: gzip", "Content-Length: 14"],
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", VAGUE)
+def test_body_whose_end_is_unclear_is_an_error(
+    tmp_path: Path, name: str, stream: bool
+) -> None:
+    """http.client reads such a one to the end of the connection, a cut as well."""
+    head = "\r\n".join(["HTTP/1.1 200 OK", *VAGUE[name], "", ""])
+    answer = head.encode() + b'{"kind":"Pod"}'
+    with Server(GOOD, tmp_path, [answer]) as server, open_session(server) as session:
+        with pytest.raises(kubetls.ProtocolError):
+            read(session, stream=stream)
+        assert 1 == server.received.count(b"GET ")
+
+
+def read(session: kubetls.Session, *, stream: bool) -> object:
+    """Read a response whole, or as it comes."""
+    found = session.request("GET", "/version", stream=stream)
+    return b"".join(found.stream()) if stream else found.json()
+
+
+def test_interim_responses_come_to_an_end(tmp_path: Path) -> None:
+    """A few are passed over, and no number of them keeps a caller."""
+    final = response(b"{}")
+    few = b"HTTP/1.1 100 Continue\r\n\r\n" * 3 + final
+    many = b"HTTP/1.1 100 Continue\r\n\r\n" * 1000 + final
+    with Server(GOOD, tmp_path, [few, many]) as server, open_session(server) as session:
+        assert {} == session.get("/version")
+        with pytest.raises(kubetls.ProtocolError, match="interim"):
+            session.get("/version")
+
+
 def test_old_tls_is_refused(tmp_path: Path) -> None:
     """A server that speaks TLS 1.1 at most gets no byte."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import urllib3.exceptions
@@ -25,6 +26,8 @@ BODY_BYTES: Final = 512 * 1024 * 1024
 """Cap for a body that is read whole; a list page of 500 large objects has megabytes."""
 
 CHUNK_BYTES: Final = 64 * 1024
+
+_LENGTH: Final = re.compile(r"[0-9]{1,18}")
 
 
 class Response:
@@ -81,7 +84,12 @@ class Response:
         raise ProtocolError(self.server, reason, True)
 
     def stream(self) -> Iterator[bytes]:
-        """Yield the body as it arrives; ends only at its proper end."""
+        """Yield the body as it arrives; ends only at its proper end.
+
+        Raises:
+            ProtocolError: Its end could not be told from a cut.
+        """
+        self._require_framing()
         return self._parts(lambda: self._raw.read1(CHUNK_BYTES))
 
     def _parts(self, read: Callable[[], bytes]) -> Iterator[bytes]:
@@ -97,16 +105,26 @@ class Response:
         self._raw.release_conn()
 
     def _require_framing(self) -> None:
+        """Refuse a body whose end could not be told from a cut.
+
+        http.client reads up to the end of the connection where it does not understand
+        these headers. RFC 9112 sections 6.1 and 6.3, without their lenience.
+        """
         if self.status in {204, 304}:
             return
-        chunked = "chunked" in self.headers.get("Transfer-Encoding", "").lower()
-        if not chunked and "Content-Length" not in self.headers:
-            self.close()
+        coding = self.headers.get("Transfer-Encoding")
+        length = self.headers.get("Content-Length")
+        reason = None
+        if coding is None and length is None:
             reason = "a body without Content-Length; its end could not be told"
-            raise ProtocolError(self.server, reason, True)
-        if self.headers.get("Content-Encoding", "identity") != "identity":
-            self.close()
+        elif coding is not None and (coding.lower() != "chunked" or length is not None):
+            reason = "a Transfer-Encoding other than chunked, or a length beside it"
+        elif length is not None and not _LENGTH.fullmatch(length):
+            reason = "a Content-Length that is no number"
+        elif self.headers.get("Content-Encoding", "identity") != "identity":
             reason = "a compressed body, which was not asked for"
+        if reason is not None:
+            self.close()
             raise ProtocolError(self.server, reason, True)
 
     def close(self) -> None:

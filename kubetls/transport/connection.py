@@ -9,6 +9,7 @@ server has the same names.
 
 from __future__ import annotations
 
+import http.client
 import socket
 import ssl
 import threading
@@ -55,6 +56,9 @@ _NAME_CODES: Final = frozenset({62, 64})
 _GONE: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 _PROBE_SECONDS: Final = 5.0
+
+INTERIM_RESPONSES: Final = 16
+"""Kubernetes sends none, a proxy before it one or two."""
 
 _MINT: Final = object()
 
@@ -104,8 +108,22 @@ class Lease:
         self._connection.interrupt(self)
 
 
+class _Answer(http.client.HTTPResponse):
+    """A response; http.client would wait through any number of interim ones (1xx)."""
+
+    _left = INTERIM_RESPONSES
+
+    def _read_status(self) -> Any:
+        if not self._left:
+            raise http.client.UnknownProtocol("too many interim responses")
+        self._left -= 1
+        return super()._read_status()  # type: ignore[misc]
+
+
 class VerifiedConnection(HTTPSConnection):
     """One connection to one API server."""
+
+    response_class = _Answer
 
     def __init__(self, *args: Any, guard: Guard, **kwargs: Any) -> None:
         for name in (
