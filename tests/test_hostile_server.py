@@ -434,6 +434,28 @@ def read(session: kubetls.Session, *, stream: bool) -> object:
     return b"".join(found.stream()) if stream else found.json()
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"null", b"[]", b"ok", b'{"a":NaN}', b"{} {}", b"{",
+        b"\xef\xbb\xbf{}",
+        "{}".encode("utf-16"), b'{"a":"\\ud800"}', b"[" * 400_000, b'{"a":' * 400_000,
+        b'{"a":' + b"9" * 10_000 + b"}", b'{"a":1e999}', b'{"a":"\xff"}',
+    ],
+    ids=lambda body: repr(body[:8]),
+)  # fmt: skip
+def test_answer_that_is_no_object_is_an_error(tmp_path: Path, body: bytes) -> None:
+    """Neither an empty one nor what some other reader of JSON would guess."""
+    answers = [response(body)]
+    with (
+        Server(GOOD, tmp_path, answers) as server,
+        open_session(server) as session,
+        pytest.raises(kubetls.ProtocolError, match="no JSON") as caught,
+    ):
+        session.get("/version")
+    assert "999" not in str(caught.value)
+
+
 def test_interim_responses_come_to_an_end(tmp_path: Path) -> None:
     """A few are passed over, and no number of them keeps a caller."""
     final = response(b"{}")

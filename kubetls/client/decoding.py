@@ -140,8 +140,18 @@ class Decoding(Generic[T]):
 
 
 _EVENTS: Final = msgspec.json.Decoder(_RawEvent)
+_VALUES: Final = msgspec.json.Decoder(Any)
 _DICTS: Final = msgspec.json.Decoder(dict[str, Any])
 _OURS: Final = frozenset({"BOOKMARK", "ERROR"})
+
+
+def value_of(body: bytes) -> Any:
+    """Decode JSON of any shape.
+
+    Raises:
+        NotDecoded: It is none; the text shows nothing of it.
+    """
+    return _decoded(_VALUES.decode, body)
 
 
 def _decoded(decode: Callable[[Any], Any], body: bytes | msgspec.Raw) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import re
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -77,10 +76,12 @@ class Response:
         Raises:
             ProtocolError: The body is no JSON.
         """
+        from kubetls.client.decoding import NotDecoded, value_of
+
         try:
-            return json.loads(self.data)
-        except (ValueError, RecursionError) as error:
-            reason = f"the body of a {self.status} response is no JSON ({_why(error)})"
+            return value_of(self.data)
+        except NotDecoded as error:
+            reason = f"the body of a {self.status} response is no JSON ({error})"
         raise ProtocolError(self.server, reason, True)
 
     def stream(self) -> Iterator[bytes]:
@@ -167,11 +168,6 @@ _BROKEN: Final = (
     urllib3.exceptions.SSLError,
     OSError,
 )
-
-
-def _why(error: Exception) -> str:
-    """Return what is wrong with JSON, never a part of it."""
-    return error.msg if isinstance(error, json.JSONDecodeError) else "too deep"
 
 
 def _breaks_http(cause: object) -> bool:

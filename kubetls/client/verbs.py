@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from kubetls.errors import ConfigError
+from kubetls.errors import ConfigError, ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -193,8 +193,12 @@ class Verbs:
         )
 
     def _verb(self, method: str, path: str, **kwargs: Any) -> dict[str, Any]:
-        parsed = self._exchange.request(method, path, **kwargs).json()
-        return parsed if isinstance(parsed, dict) else {"value": parsed}
+        response = self._exchange.request(method, path, **kwargs)
+        parsed = response.json()
+        if isinstance(parsed, dict):
+            return parsed
+        reason = f"the body of a {response.status} response is no JSON object"
+        raise ProtocolError(path, reason, True)
 
 
 def _write_query(
