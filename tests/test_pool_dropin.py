@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import pytest
 
+import flame_backend as flame
+
 CONSTRUCTORS = {
     "standard": """
         from concurrent.futures import ProcessPoolExecutor
@@ -333,3 +335,18 @@ def test_ctrl_c_ends_a_program_with_its_workers(tmp_path: Path) -> None:
     assert -signal.SIGINT == parent.returncode
     assert "KeyboardInterrupt" in errors
     assert not list(tmp_path.glob("mark4"))
+
+
+def crash_late() -> None:
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_crash_during_shutdown_is_told_as_a_crash() -> None:
+    """The end of the pool waits for calls, so it is not what ended them."""
+    for _ in range(3):
+        pool = flame.Pool("dropin", max=2, backend=flame.LocalBackend())
+        futures = [pool.submit(crash_late) for _ in range(2)]
+        pool.shutdown(wait=True)
+        kinds = [type(future.exception(0)) for future in futures]
+        assert [flame.CallCrashed] * 2 == kinds

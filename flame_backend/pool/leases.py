@@ -191,19 +191,27 @@ class Leases:
         """
         ledger = self._ledger
         with ledger.lock:
-            now = time.monotonic()
-            lease = ledger.break_link(call, now)
-            ledger.release(call, now)
-            if call.doom is not None:
-                return call.doom
-            if lease is None or ledger.ended:
-                return CallCancelled("the pool was shut down while the call ran")
-            if isinstance(error, MalformedFrame):
-                detail = f"it sent what makes no sense: {error}"
-                return self._lost(call, RunnerLost(lease.runner, "Unknown", detail))
-            # The end of the pool is told as a cause, too.
-            ledger.changed.wait_for(lambda: lease.end, CAUSE_SECONDS)
-            end = lease.end
+            lease = ledger.break_link(call, time.monotonic())
+            try:
+                return self._cause(call, lease, error)
+            finally:
+                # Not before: the end of the pool waits for calls, and would be told
+                # as the cause.
+                ledger.release(call, time.monotonic())
+
+    def _cause(self, call: Call, lease: Lease | None, error: LinkError) -> FlameError:
+        """Wait for the backend to say why a lease ended; holds the lock."""
+        ledger = self._ledger
+        if call.doom is not None:
+            return call.doom
+        if lease is None or ledger.ended:
+            return CallCancelled("the pool was shut down while the call ran")
+        if isinstance(error, MalformedFrame):
+            detail = f"it sent what makes no sense: {error}"
+            return self._lost(call, RunnerLost(lease.runner, "Unknown", detail))
+        # The end of the pool is told as a cause, too.
+        ledger.changed.wait_for(lambda: lease.end, CAUSE_SECONDS)
+        end = lease.end
         if isinstance(end, RunnerLost):
             return self._lost(call, end)
         return end or self._lost(call, RunnerLost(lease.runner, "Unknown", str(error)))

@@ -71,16 +71,17 @@ class Placements:
         """Say why the link of a placement ended, once its process has."""
         ledger = self._ledger
         with ledger.lock:
-            now = time.monotonic()
-            lease = ledger.break_link(call, now)
-            ledger.release(call, now)
+            lease = ledger.break_link(call, time.monotonic())
+            end: FlameError
             if lease is None or ledger.ended:
-                return CallCancelled("the pool was shut down while it ran")
-            ledger.changed.wait_for(lambda: lease.end, CAUSE_SECONDS)
-            end = lease.end or RunnerLost(lease.runner, "Unknown", str(error))
-            if isinstance(end, CallCrashed):
-                number = end.signal
-                call.exit_code = end.exit_code if number is None else -number
+                end = CallCancelled("the pool was shut down while it ran")
+            else:
+                ledger.changed.wait_for(lambda: lease.end, CAUSE_SECONDS)
+                end = lease.end or RunnerLost(lease.runner, "Unknown", str(error))
+            ledger.release(call, time.monotonic())
+        if isinstance(end, CallCrashed):
+            number = end.signal
+            call.exit_code = end.exit_code if number is None else -number
         end = call.doom or end
         if isinstance(end, RunnerLost):
             tail = ledger.backend.log_tail(call.id)
