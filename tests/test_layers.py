@@ -180,6 +180,7 @@ TABLE = {
     "flame_backend.runner.chunks": "values",
     "flame_backend.runner.control": "edges",
     "flame_backend.runner.dial": "edges",
+    "flame_backend.runner.family": "edges",
     "flame_backend.runner.fresh": "edges",
     "flame_backend.runner.loading": "edges",
     "flame_backend.runner.memory": "edges",

@@ -20,6 +20,8 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.backends.base import KILL_GRACE_SECONDS, RunnerInfo
@@ -33,6 +35,7 @@ from flame_backend.errors import (
     RunnerLost,
     VersionSkew,
 )
+from flame_backend.runner.family import join_family
 from flame_backend.runner.processes import session_members
 
 if TYPE_CHECKING:
@@ -113,7 +116,7 @@ class LocalBackend:
             raise ConfigurationError("python", reason)
         self._spec = spec
         self._sink = sink
-        self._hub = Hub(spec, self)
+        self._hub = Hub(_of_one_family(spec), self)
         self._output = self._hub.output
 
     def boot(self, runner: str) -> None:
@@ -341,6 +344,15 @@ class LocalBackend:
     ) -> None:
         """Pass it on."""
         self._sink.slot_ended(runner, slot, exit_code, signal, detail)
+
+
+def _of_one_family(spec: PoolSpec) -> PoolSpec:
+    """Let runners use the managers of this process, when it has made any."""
+    managers = sys.modules.get("multiprocessing.managers")
+    if managers is None:
+        return spec
+    authkey = bytes(managers.process.current_process().authkey)
+    return replace(spec, on_boot=partial(join_family, authkey, spec.on_boot))
 
 
 def _pidfd(pid: int) -> int:

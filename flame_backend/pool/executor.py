@@ -196,6 +196,11 @@ class Pool(Forms, concurrent.futures.Executor):
         # At exit, `_end_all` sees to it, in its own order.
         self._collected.atexit = False
 
+    @property
+    def _max_workers(self) -> int:
+        """How many calls may run at a time; dask and others ask executors for it."""
+        return self._home.engine.max_slots
+
     # ------------------------------------------------------------------ the pool
 
     def options(

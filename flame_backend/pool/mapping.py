@@ -81,18 +81,17 @@ class Mapping:
                 error = future.exception()
                 if error is None:
                     result = future.result()
+                    results = [result] if self._chunksize == 1 else result[::-1]
+                    del result
                 elif return_exceptions and isinstance(error, Exception):
-                    result = error
+                    results = [error]
                 else:
                     raise error
                 self._fill()
                 # Nothing here keeps a result alive while the caller has it.
                 del future, error
-                if self._chunksize == 1:
-                    yield result
-                else:
-                    yield from result
-                del result
+                while results:
+                    yield results.pop()
         finally:
             for future in self._window:
                 future.cancel()
