@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         VersionSkew,
     )
     from flame_backend.events import CallInfo
+    from flame_backend.metrics import Metrics
     from flame_backend.pool.calls import FlameFuture
     from flame_backend.pool.executor import Pool
     from flame_backend.pool.placement import Placement
@@ -67,6 +68,7 @@ _HOMES: Final = {
     "flame_backend.backends.inline": ("InlineBackend",),
     "flame_backend.backends.local": ("LocalBackend",),
     "flame_backend.events": ("CallInfo",),
+    "flame_backend.metrics": ("Metrics",),
     "flame_backend.pool.calls": ("FlameFuture",),
     "flame_backend.pool.executor": ("Pool",),
     "flame_backend.pool.placement": ("Placement",),
@@ -103,6 +105,7 @@ __all__ = [
     "LocalBackend",
     "MalformedFrame",
     "ManifestError",
+    "Metrics",
     "NestedCallError",
     "NotSerializable",
     "Parent",

@@ -149,6 +149,7 @@ TABLE = {
     "flame_backend.cli.runners": "faces",
     "flame_backend.cli.setup": "faces",
     "flame_backend.cli.trial": "faces",
+    "flame_backend.metrics": "faces",
     "flame_backend.pool.announcer": "edges",
     "flame_backend.pool.breaker": "rules",
     "flame_backend.pool.calls": "faces",
