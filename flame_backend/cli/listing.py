@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import kubetls
 from flame_backend.backends.kubernetes.causes import end_of, silence_of
+from flame_backend.backends.kubernetes.leftovers import is_left_over
 from flame_backend.backends.kubernetes.manifest import LABEL
-from flame_backend.backends.kubernetes.pods import is_left_over
 from flame_backend.backends.kubernetes.waiting import waiting_for
 from flame_backend.cli import output
 from flame_backend.cli.cluster import add_cluster_options, open_session

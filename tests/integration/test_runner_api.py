@@ -306,6 +306,24 @@ def test_sweep_takes_what_has_ended_and_nothing_that_runs(api: Api) -> None:
     assert {"running", "own-failed"} == api.names()
 
 
+def test_sweep_leaves_what_a_sibling_keeps_for_a_look(api: Api) -> None:
+    """keep_failed: for its time, and then it is swept like any other."""
+    sibling, mine = api.pods("sibling"), api.pods("mine")
+    kept = api.pod("kept", "sibling")
+    kept["metadata"]["annotations"]["flame-backend/keep-failed"] = "300"
+    sibling.create(kept)
+    sibling.create(api.pod("left", "sibling"))
+    for name in ("kept", "left"):
+        api.set_phase(name, "Failed")
+    now = dt.datetime.now(dt.UTC)
+    mine.sweep(now)
+    assert {"kept"} == api.names()
+    mine.sweep(now + dt.timedelta(seconds=290))
+    assert {"kept"} == api.names()
+    mine.sweep(now + dt.timedelta(seconds=310))
+    assert set() == api.names()
+
+
 class Clockwork:
     """Does at once what is to be done in some thread, and later in a thread."""
 

@@ -220,7 +220,12 @@ class KubernetesBackend:
             raise
         changed = self._lifecycle.pod_changed
         self._shared.follow(self._pods.path, spec.instance, changed)
-        for seconds in (*SWEEP_SECONDS, self._failsafe + SWEEP_SECONDS[-1]):
+        last = SWEEP_SECONDS[-1]
+        for seconds in (
+            *SWEEP_SECONDS,
+            self._failsafe + last,
+            self._keep_failed + last,
+        ):
             self._hub.after(seconds, lambda: self._workers.do(self._sweep))
 
     def _sweep(self) -> None:
@@ -310,7 +315,9 @@ class KubernetesBackend:
         )
         variable = parent.encoded()
         process = self._shared.process
-        identity = identity_of(self._spec, process, runner, audience, variable)
+        identity = identity_of(
+            self._spec, process, runner, audience, variable, self._keep_failed
+        )
         pod = runner_pod(self._parent_pod, self._options, identity)
         pending = Pending(
             audience=audience,
@@ -392,7 +399,12 @@ class KubernetesBackend:
 
 
 def identity_of(
-    spec: PoolSpec, process: str, runner: str, audience: str = "", variable: str = ""
+    spec: PoolSpec,
+    process: str,
+    runner: str,
+    audience: str = "",
+    variable: str = "",
+    keep_failed: float = 0.0,
 ) -> RunnerIdentity:
     """Return what makes a pod this runner of a pool.
 
@@ -402,6 +414,7 @@ def identity_of(
         runner: Its name.
         audience: Of its token.
         variable: Text of FLAME_PARENT.
+        keep_failed: Seconds for which its pod is kept when it has failed.
     """
     boots = spec.boot_timeout + spec.scale_up_timeout
     grace = math.ceil(spec.shutdown_timeout) + GRACE_MARGIN_SECONDS
@@ -416,6 +429,7 @@ def identity_of(
         # Siblings sweep what is Pending for longer than it can be in time.
         boot_timeout=boots,
         grace=grace,
+        keep_failed=keep_failed,
         # The cluster counts from before the image is pulled, the pool from the
         # moment a runner serves; the pool is to be the first.
         max_lifetime=None if life is None else boots + life + grace,

@@ -27,7 +27,9 @@ from flame_backend.backends.kubernetes.pod_template import (
     inherited_pod,
 )
 from flame_backend.backends.kubernetes.refusals import (
+    BOOT_TIMEOUT,
     INSTANCE,
+    KEEP_FAILED,
     LABEL,
     MANAGED_BY,
     PROCESS,
@@ -95,6 +97,7 @@ class RunnerIdentity:
         parent_variable: Text of FLAME_PARENT.
         boot_timeout: Seconds after which a Pending one may be swept.
         grace: terminationGracePeriodSeconds.
+        keep_failed: Seconds for which it is kept when it has failed.
         max_lifetime: Seconds after which the cluster ends it, whatever the pool does.
     """
 
@@ -106,6 +109,7 @@ class RunnerIdentity:
     parent_variable: str
     boot_timeout: float
     grace: int
+    keep_failed: float = 0.0
     max_lifetime: float | None = None
 
 
@@ -330,8 +334,10 @@ def _force(
     }
     metadata["annotations"] = {
         **(metadata.get("annotations") or {}),
-        f"{LABEL}/boot-timeout": f"{identity.boot_timeout:g}",
+        BOOT_TIMEOUT: f"{identity.boot_timeout:g}",
     }
+    if identity.keep_failed:
+        metadata["annotations"][KEEP_FAILED] = f"{identity.keep_failed:g}"
     spec["restartPolicy"] = "Never"
     spec["automountServiceAccountToken"] = False
     spec["terminationGracePeriodSeconds"] = identity.grace

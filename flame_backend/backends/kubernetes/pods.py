@@ -7,29 +7,24 @@ anybody else's pod of that name.
 
 from __future__ import annotations
 
-import datetime as dt
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
 import kubetls
+from flame_backend.backends.kubernetes.leftovers import may_be_swept
 from flame_backend.backends.kubernetes.manifest import LABEL
 from flame_backend.backends.kubernetes.pod_template import RUNNER_CONTAINER
 from flame_backend.backends.kubernetes.refusals import INSTANCE, TOKEN_VOLUME
 
 if TYPE_CHECKING:
+    import datetime as dt
     from collections.abc import Iterator
 
 logger = logging.getLogger("flame_backend.kubernetes")
 
 NONCE: Final = f"{LABEL}/nonce"
-BOOT_TIMEOUT: Final = f"{LABEL}/boot-timeout"
 
 LOG_LINES: Final = 20
-
-SETTLE_SECONDS: Final = 10.0
-"""A sibling process may still be reading why its runner ended."""
-
-_SETTLING: Final = dt.timedelta(seconds=SETTLE_SECONDS)
 
 # The request may have been carried out: whoever sent it must look.
 _UNSURE: Final = (
@@ -141,6 +136,7 @@ class Pods:
     def sweep(self, now: dt.datetime) -> None:
         """Delete what earlier processes of this pod left: ended and stale ones.
 
+        Not those that a sibling keeps for a look (keep_failed), for as long as it does.
         Running ones are never touched: they may be a sibling process' runners, and
         end by themselves when their parent is gone.
         """
@@ -148,7 +144,7 @@ class Pods:
             for pod in self._siblings():
                 metadata = pod["metadata"]
                 mine = metadata["labels"].get(INSTANCE) == self._instance
-                if not mine and is_left_over(pod, now) and is_settled(pod, now):
+                if not mine and may_be_swept(pod, now):
                     self.delete(metadata["name"], metadata["uid"], 0)
         except kubetls.KubeTLSError as error:
             logger.info("sweep: %s", error)
@@ -197,30 +193,6 @@ def audience_prefix(parent: str) -> str:
         parent: UID of the parent's pod.
     """
     return f"{LABEL}/{parent}/"
-
-
-def is_left_over(pod: dict[str, Any], now: dt.datetime) -> bool:
-    """Say whether a pod has ended, or is Pending beyond every time it had."""
-    phase = (pod.get("status") or {}).get("phase")
-    if phase != "Pending":
-        return phase in {"Failed", "Succeeded"}
-    metadata = pod["metadata"]
-    try:
-        limit = float((metadata.get("annotations") or {})[BOOT_TIMEOUT])
-    except (KeyError, ValueError):
-        return False
-    age = now - dt.datetime.fromisoformat(metadata["creationTimestamp"])
-    return age > dt.timedelta(seconds=limit)
-
-
-def is_settled(pod: dict[str, Any], now: dt.datetime) -> bool:
-    """Say whether no container of a pod has ended only a moment ago."""
-    for container in (pod.get("status") or {}).get("containerStatuses") or ():
-        ended = (container.get("state") or {}).get("terminated") or {}
-        moment = ended.get("finishedAt")
-        if moment and now - dt.datetime.fromisoformat(moment) < _SETTLING:
-            return False
-    return True
 
 
 def _is_alive(pod: dict[str, Any]) -> bool:

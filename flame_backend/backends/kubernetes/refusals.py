@@ -21,6 +21,10 @@ INSTANCE: Final = f"{LABEL}/instance"
 """Label with the identity of the pool object."""
 PROCESS: Final = f"{LABEL}/process"
 """Label of all runners that one process watches together."""
+BOOT_TIMEOUT: Final = f"{LABEL}/boot-timeout"
+"""Annotation: seconds after which one that is still Pending is given up."""
+KEEP_FAILED: Final = f"{LABEL}/keep-failed"
+"""Annotation: seconds for which it is kept for a look when it has failed."""
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 
 TOKEN_FOLDER: Final = "/var/run/secrets/flame"  # noqa: S105 - a path
