@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -191,3 +194,64 @@ with Pool('burst', max=6) as pool:
         seconds=150,
     )
     assert 12.0 == found["sum"]["value"]
+
+
+def first_process(space: Space, name: str) -> int:
+    """Return the first process of a pod's container, as the host sees it."""
+    uid = space.kubectl("get", "pod", name, "-o", "jsonpath={.metadata.uid}")
+    for folder in Path("/proc").iterdir():
+        try:
+            if f"\0POD_UID={uid}\0".encode() not in (folder / "environ").read_bytes():
+                continue
+            status = (folder / "status").read_text()
+        except (OSError, ValueError):
+            continue
+        inner = next(ln for ln in status.splitlines() if ln.startswith("NSpid:"))
+        if inner.split()[-1] == "1":
+            return int(folder.name)
+    pytest.skip("the pod's processes are on another machine")
+
+
+RESTARTED_SECONDS = 60.0, 120.0
+"""After a kill: no runner of before runs any more; no pod of before is there."""
+
+
+def test_restarted_parent_takes_away_what_it_left(space: Space) -> None:
+    """SIGKILL of its container, in the middle of calls: the pod goes on as another.
+
+    The runners of before end by themselves and their pods are swept by the parent of
+    the same pod that comes after; its own runners stay.
+    """
+    space.start(
+        HEAD
+        + """
+with Pool('again', max=2) as pool:
+    calls = [pool.submit(work, 600) for _ in range(2)]
+    while pool.status().running < 2:
+        time.sleep(0.1)
+    say('busy')
+    time.sleep(600)
+""",
+        restartPolicy="Always",
+    )
+    await_told(space, "busy")
+    before = set(await_runners(space, 2))
+    began = time.monotonic()
+    os.kill(first_process(space, "app"), signal.SIGKILL)
+
+    def left() -> dict[str, str]:
+        pods = {pod["metadata"]["name"]: pod for pod in space.runners()}
+        return {name: pods[name]["status"]["phase"] for name in pods.keys() & before}
+
+    running, gone = RESTARTED_SECONDS
+    while "Running" in left().values():
+        assert time.monotonic() - began < running, left()
+        time.sleep(0.5)
+    await_told(space, "busy", 60)
+    while left():
+        assert time.monotonic() - began < gone, left()
+        time.sleep(0.5)
+    after = set(await_runners(space, 2))
+    assert not after & before
+    space.kubectl("delete", "pod", "app", "--grace-period=0", "--force")
+    space.await_no_runners(60)
