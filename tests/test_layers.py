@@ -209,6 +209,7 @@ TABLE = {
     "flame_backend.wire.main_script": "edges",
     "flame_backend.wire.rebuilding": "edges",
     "flame_backend.wire.stack": "edges",
+    "flame_backend.wire.small": "values",
     "flame_backend.wire.tags": "values",
     "flame_backend.wire.text": "values",
     "flame_backend.wire.values": "edges",

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flame_backend.errors import LinkClosed, LinkError, MalformedFrame
-from flame_backend.wire.frames import HEADER, HEADER_BYTES, Kind, Limits, pack_head
+from flame_backend.wire.frames import (
+    HEADER,
+    HEADER_BYTES,
+    Frame,
+    FrameDecoder,
+    Kind,
+    Limits,
+    pack_head,
+)
 from flame_backend.wire.link import READ_BYTES, SMALL_BYTES, STEP_BYTES, Body, Link
 
 if TYPE_CHECKING:
@@ -296,3 +304,60 @@ def test_use_after_close_is_a_typed_error(pair: Pair) -> None:
         link.send(Kind.PING)
     with pytest.raises(LinkError):
         link.receive()
+
+
+def test_small_frame_that_comes_alone_takes_the_short_way(pair: Pair) -> None:
+    """Its call id and body, without a buffer of its own."""
+    ours, link = pair
+    ours.sendall(frame(b"body", call=9))
+    assert (9, b"body") == link.receive_small(Kind.RESULT)
+    assert not link._buffer
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        frame(b"x" * 8192),
+        frame(b"", (b"segment",)),
+        frame(b"one") + frame(b"two"),
+        frame(b"body")[:5],
+        HEADER.pack(Kind.PROGRESS, 0, 0, 1, 7) + b"x",
+    ],
+    ids=["large", "segments", "two", "cut", "another kind"],
+)
+def test_any_other_frame_is_left_for_the_long_way(data: bytes, pair: Pair) -> None:
+    """Not an octet of it is lost."""
+    ours, link = pair
+    with sending(ours, data, frame(b"last"), end=True):
+        assert link.receive_small(Kind.RESULT) is None
+        decoder, frames = FrameDecoder(LIMITS), list[Frame]()
+        with contextlib.suppress(LinkClosed, MalformedFrame):
+            while True:
+                frames.append(link.receive())
+    with contextlib.suppress(MalformedFrame):
+        expected = decoder.feed(data + frame(b"last"))
+        assert [(f.kind, bytes(f.body)) for f in expected] == [
+            (f.kind, bytes(f.body)) for f in frames
+        ]
+
+
+def test_small_frame_over_the_limit_is_refused(pair: Pair) -> None:
+    """The short way knows the limit of a body."""
+    ours, link = pair
+    link.limits = Limits(3)
+    ours.sendall(frame(b"four"))
+    assert link.receive_small(Kind.RESULT) is None
+    with pytest.raises(MalformedFrame):
+        link.receive()
+
+
+def test_buffer_is_given_back_when_nothing_is_in_it(pair: Pair) -> None:
+    """And not before."""
+    ours, link = pair
+    ours.sendall(frame(b"one") + frame(b"two"))
+    assert link.receive_small(Kind.RESULT) is None
+    assert b"one" == link.receive().body
+    link.release()
+    assert b"two" == link.receive().body
+    link.release()
+    assert not link._buffer

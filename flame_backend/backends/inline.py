@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from flame_backend.backends.base import PoolSpec, Sink
     from flame_backend.wire.frames import Kind
-    from flame_backend.wire.values import Encoded
+    from flame_backend.wire.small import Encoded
 
 NODE: Final = "this process"
 
@@ -147,6 +147,9 @@ class InlineLink(Link):
 
     def receive_small(self, kind: int) -> None:
         """Leave it to `receive`."""
+
+    def release(self) -> None:
+        """Do nothing: there is no buffer."""
 
     def receive(self) -> Frame:
         """Return the reply to the last call."""

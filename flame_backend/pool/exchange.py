@@ -45,7 +45,9 @@ def answered(link: Link, call: Call, spec: PoolSpec) -> Outcome:
                 msg = f"RESULT of call {reply[0]}"
                 raise MalformedFrame(msg)
             return decode(reply[1], result_types=spec.result_types), None
-    return outcome(receive(link, call, spec), spec)
+    done = outcome(receive(link, call, spec), spec)
+    link.release()
+    return done
 
 
 _RESULT: Final = int(Kind.RESULT)

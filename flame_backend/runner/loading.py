@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import sys
-import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -61,6 +60,8 @@ def prepare(preload: Sequence[str], on_boot: Callable[[], object] | None) -> Non
 
 def failure(error: BaseException) -> dict[str, str]:
     """Return what is told about an app that failed to load; call it while handling."""
+    import traceback
+
     phase, raised = "import", error
     if isinstance(error, HookError) and error.__cause__ is not None:
         phase, raised = "on_boot", error.__cause__

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from flame_backend.wire.values import Encoded
+    from flame_backend.wire.small import Encoded
 
 BURST: Final = 20
 PER_SECOND: Final = 20.0

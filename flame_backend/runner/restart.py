@@ -34,7 +34,7 @@ from flame_backend.wire.link import Link
 
 if TYPE_CHECKING:
     from flame_backend.runner.fresh import Origin
-    from flame_backend.wire.values import Encoded
+    from flame_backend.wire.small import Encoded
 
 
 def main() -> NoReturn:

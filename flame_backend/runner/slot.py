@@ -8,10 +8,11 @@ one RESULT or ERROR frame, or in the end of this process, which the zygote repor
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import os
+import select
 import socket
 import sys
-import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,11 +21,10 @@ from flame_backend.runner.output import running
 from flame_backend.runner.processes import end_below
 from flame_backend.runner.progress import current
 from flame_backend.runner.renewal import Renewal
-from flame_backend.wire.exceptions import encode_exception
 from flame_backend.wire.frames import Kind, Limits
 from flame_backend.wire.functions import dump_object, load_object
 from flame_backend.wire.link import Link
-from flame_backend.wire.values import Encoded, encode
+from flame_backend.wire.small import Encoded, small_body
 
 if TYPE_CHECKING:
     from flame_backend.runner.fresh import Origin
@@ -41,8 +41,15 @@ _CALL: Final = Kind.CALL
 _RESULT: Final = Kind.RESULT
 _ERROR: Final = Kind.ERROR
 
+_CODEC: Final = "flame_backend.wire.exceptions"
+
 INITIALIZER: Final = 0
 """Id of the call that prepares a slot; the pool's calls count from 1."""
+
+CODEC_WAIT_MS: Final = 5
+CODEC_CALLS: Final = 50
+"""A slot that was forked before the codec was there loads it when no call comes for so
+long, and after so many calls in any case."""
 
 PROGRESS_BYTES: Final = 64 * 1024
 """A report is a number or a line, not a result."""
@@ -128,11 +135,14 @@ class Slot:
     def serve(self) -> int:
         """Take calls until the link ends."""
         link = self._link
+        calls = CODEC_CALLS if codec_is_loaded() else 0
         try:
             while True:
                 small = link.receive_small(_CALL)
                 if small is not None:
                     self._serve_call(*small)
+                    if calls < CODEC_CALLS:
+                        calls = self._mind_codec(calls)
                     continue
                 kind, call_id, body = link.receive_call()
                 if kind is not _CALL:
@@ -144,6 +154,15 @@ class Slot:
             link.close()
             # Programs that calls left behind end with their slot.
             end_below(os.getpid())
+
+    def _mind_codec(self, calls: int) -> int:
+        """Load the codec between two calls; return how many have gone without."""
+        poll = select.poll()
+        poll.register(self._link.fileno(), select.POLLIN)
+        if calls + 1 < CODEC_CALLS and poll.poll(CODEC_WAIT_MS):
+            return calls + 1
+        load_codec()
+        return CODEC_CALLS
 
     def resume(self, initializer: bytes | None, call_id: int, body: bytes) -> int:
         """Serve a call that this process was replaced for, and then any other."""
@@ -197,18 +216,26 @@ class Slot:
         # Not in the frame above: arguments may be large, and are done with.
         del function, args, kwargs, call, body
         try:
-            if self._pickles:
-                return _RESULT, self._pickled(value)
-            return _RESULT, encode(
-                value,
-                result_types=self._result_types,
-                limit=self._limit,
-                total_limit=self._total_limit,
-            )
+            return _RESULT, self._encoded(value)
         except (ResultNotSerializable, PayloadTooLarge) as error:
             return _ERROR, _refusal(error)
         except BaseException as error:  # noqa: BLE001 - what user classes raise while they are encoded
             return _ERROR, self._failure(error)
+
+    def _encoded(self, value: object) -> Encoded:
+        if self._pickles:
+            return self._pickled(value)
+        packed = small_body(value)
+        if packed is not None and len(packed) <= self._limit:
+            return Encoded(packed, [])
+        from flame_backend.wire.values import encode
+
+        return encode(
+            value,
+            result_types=self._result_types,
+            limit=self._limit,
+            total_limit=self._total_limit,
+        )
 
     def _pickled(self, value: object) -> Encoded:
         try:
@@ -222,7 +249,13 @@ class Slot:
     def _failure(self, error: BaseException) -> Encoded:
         if isinstance(error, MemoryError):
             # What used it up hangs on the frames, and telling needs some.
-            traceback.clear_frames(error.__traceback__)
+            _clear_frames(error)
+        try:
+            from flame_backend.wire.exceptions import encode_exception
+        except (ImportError, OSError, MemoryError):
+            # The call has used up what a first import needs: memory, descriptors.
+            _clear_frames(error)
+            from flame_backend.wire.exceptions import encode_exception
         encoded = encode_exception(error, result_types=self._result_types)
         if self._pickles:
             encoded.segments.append(_pickled(error))
@@ -240,6 +273,8 @@ class _Reporter:
         self.call_id = 0
 
     def encode(self, value: Any, message: str | None) -> Encoded:
+        from flame_backend.wire.values import encode
+
         return encode(
             [value, message],
             result_types=self._result_types,
@@ -252,6 +287,23 @@ class _Reporter:
             self._link.send(Kind.PROGRESS, self.call_id, report.body, report.segments)
 
 
+def _clear_frames(error: BaseException) -> None:
+    """Let go of what the frames of a call hold."""
+    import traceback
+
+    traceback.clear_frames(error.__traceback__)
+
+
+def codec_is_loaded() -> bool:
+    """Tell whether this process has loaded all that results and errors may need."""
+    return _CODEC in sys.modules
+
+
+def load_codec() -> None:
+    """Load it: some thirty modules, which a first simple result can do without."""
+    importlib.import_module(_CODEC)
+
+
 def _read(body: Body) -> Any:
     """Unpickle a large call from the link, and leave nothing of it there."""
     try:
@@ -262,6 +314,8 @@ def _read(body: Body) -> Any:
 
 def _refusal(error: ResultNotSerializable | PayloadTooLarge) -> Encoded:
     """Tell our own refusal of a result; the parent makes the error itself."""
+    from flame_backend.wire.values import encode
+
     if isinstance(error, PayloadTooLarge):
         return encode({REFUSED: "size", "size_bytes": error.size_bytes})
     return encode({REFUSED: "type", "text": str(error)[:2048]})

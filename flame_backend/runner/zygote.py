@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import select
 import signal
 import socket
 import sys
 import time
-import traceback
 import warnings
 from collections import deque
 from contextlib import suppress
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from flame_backend.runner.parent import Parent
 
 KILL_SECONDS: Final = 2.0
+
+CODEC_SECONDS: Final = 0.05
+"""After the first slot was forked: when the codec is loaded, for all later ones."""
 
 EXIT_OK: Final = 0
 EXIT_BROKEN: Final = 70
@@ -72,7 +75,7 @@ def _run(
         zygote = Zygote(agent, origin, agent_pid)
         code = serve(zygote)
     except BaseException:  # noqa: BLE001 - the last frame of this process
-        traceback.print_exc()
+        _print_error()
     os._exit(code)
 
 
@@ -103,6 +106,7 @@ class Zygote:
         self._setup: dict[str, Any] = {}
         self._stamps = Stamps()
         self._forks = True
+        self._codec_at = math.inf
         self._closing = False
         self._pid = os.getpid()
         self._woken, self._wakeup = socket.socketpair()
@@ -123,6 +127,8 @@ class Zygote:
         while not (self._closing and not self._slots):
             self._bury()
             self._kill_late()
+            if time.monotonic() >= self._codec_at:
+                self._load_codec()
             while self._frames:
                 self._obey(*self._frames.popleft())
             ready = {descriptor for descriptor, _ in poll.poll(self._wait_ms())}
@@ -165,6 +171,8 @@ class Zygote:
 
     def _wait_ms(self) -> float | None:
         moments = [slot.kill_at for slot in self._slots.values() if slot.kill_at]
+        if self._codec_at < math.inf:
+            moments.append(self._codec_at)
         if not moments:
             return None
         return max(0.0, min(moments) - time.monotonic()) * 1000 + 1
@@ -211,6 +219,25 @@ class Zygote:
         gc.freeze()
         return True
 
+    def _load_codec(self) -> None:
+        """Load what the first slot was forked without, so that it began sooner."""
+        from flame_backend.runner.slot import load_codec
+
+        self._codec_at = math.inf
+        load_codec()
+        gc.freeze()
+
+    def _mind_codec(self) -> None:
+        """Before a fork: the codec comes soon after the first, before all others."""
+        from flame_backend.runner.slot import codec_is_loaded
+
+        if codec_is_loaded():
+            return
+        if self._codec_at < math.inf:
+            self._load_codec()
+        else:
+            self._codec_at = time.monotonic() + CODEC_SECONDS
+
     def _start_afresh(self, kind: int, body: bytes) -> NoReturn:
         """Load the app again, and then go on with this frame."""
         _flush()
@@ -236,6 +263,7 @@ class Zygote:
         descriptor = self._descriptors.popleft() if self._descriptors else -1
         outlet = self._outlet(facts)
         if self._forks and not stale:
+            self._mind_codec()
             pid = self._fork(facts, descriptor, outlet)
         else:
             given = outlet.given() if outlet else []
@@ -294,7 +322,7 @@ class Zygote:
 
             code = run_slot(self._origin, self._setup, facts, descriptor, self._stamps)
         except BaseException:  # noqa: BLE001 - nothing may return into the zygote's loop
-            traceback.print_exc()
+            _print_error()
         finally:
             _flush()
             os._exit(code)
@@ -371,6 +399,12 @@ def _ask_to_end(pid: int) -> None:
     except (ProcessLookupError, PermissionError):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
+
+
+def _print_error() -> None:
+    import traceback
+
+    traceback.print_exc()
 
 
 def _signal_group(pid: int, number: int) -> None:

@@ -19,10 +19,12 @@ from flame_backend.errors import MalformedFrame, RemoteError
 from flame_backend.wire import rebuilding
 from flame_backend.wire.decoding import decode
 from flame_backend.wire.text import clean
-from flame_backend.wire.values import Encoded, encode
+from flame_backend.wire.values import encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from flame_backend.wire.small import Encoded
 
 NAME_CHARACTERS: Final = 256
 TRACEBACK_CHARACTERS: Final = 64 * 1024

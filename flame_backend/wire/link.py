@@ -44,6 +44,7 @@ SMALL_READ_BYTES: Final = 4096
 READ_BYTES: Final = 64 * 1024
 """Buffered read; TLS hands out at most one record of 16 KiB for each call."""
 
+_NOTHING: Final = bytearray()
 _ENDED: Final = "the peer ended the connection"
 
 _pack: Final = HEADER.pack
@@ -77,8 +78,8 @@ class Link:
     def __init__(self, sock: socket.socket, limits: Limits) -> None:
         self.sock = sock
         self.limits = limits
-        self._buffer = bytearray(READ_BYTES)
-        self._view = memoryview(self._buffer)
+        self._buffer = _NOTHING
+        self._view = memoryview(_NOTHING)
         self._start = 0
         self._end = 0
         self._read = sock.recv_into
@@ -204,6 +205,7 @@ class Link:
                 return call_id, data[HEADER_BYTES:]
         elif not data:
             raise LinkClosed(_ENDED)
+        self._allocate()
         self._start, self._end = 0, len(data)
         self._buffer[: self._end] = data
         return None
@@ -231,8 +233,21 @@ class Link:
         """Return bytes that were read and belong to no returned frame."""
         return self._end - self._start
 
+    def release(self) -> None:
+        """Give the buffer back if nothing is in it: links are idle most of the time."""
+        if self._start == self._end:
+            self._buffer = _NOTHING
+            self._view = memoryview(_NOTHING)
+            self._start = self._end = 0
+
+    def _allocate(self) -> None:
+        if not self._buffer:
+            self._buffer = bytearray(READ_BYTES)
+            self._view = memoryview(self._buffer)
+
     def _fill(self, wanted: int) -> None:
         """Make at least `wanted` bytes available in the buffer."""
+        self._allocate()
         if self._start == self._end:
             self._start = self._end = 0
         elif self._start + wanted > READ_BYTES:

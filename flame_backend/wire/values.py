@@ -33,6 +33,7 @@ from ormsgpack import Ext
 from flame_backend.errors import PayloadTooLarge, ResultNotSerializable
 from flame_backend.wire import rebuilding
 from flame_backend.wire.frames import SEGMENT_COUNT
+from flame_backend.wire.small import Encoded
 from flame_backend.wire.tags import (
     BIG_INT_BYTES,
     CHUNKED,
@@ -67,20 +68,6 @@ _LARGE_BYTES: Final = re.compile(rb"\xc6\0[\1-\xff]", re.DOTALL)
 """How bytes of 64 KiB to 16 MiB begin in a body."""
 
 
-_FIXED: Final = frozenset((type(None), bool, float))
-"""Types whose values are always packed the same way, into a few bytes."""
-
-
-class Encoded:
-    """A value on its way: the body, and the buffers that travel beside it."""
-
-    __slots__ = ("body", "segments")
-
-    def __init__(self, body: bytes, segments: list[Buffer]) -> None:
-        self.body = body
-        self.segments = segments
-
-
 def encode(
     value: object,
     *,
@@ -101,10 +88,6 @@ def encode(
             and the remedy.
         PayloadTooLarge: The body, or all of it, is larger than its limit.
     """
-    if type(value) in _FIXED:
-        body = ormsgpack.packb(value)
-        if limit is None or len(body) <= limit:
-            return Encoded(body, [])
     encoder = Encoder(result_types)
     try:
         body = encoder.whole(value)
