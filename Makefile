@@ -58,7 +58,7 @@ test-slow: $(STAMP) ## Tests that take many minutes (a token's whole life)
 bench: $(STAMP) ## Ratios beside peers and limits, in about two minutes
 	@$(PY) benchmarks/client_import.py
 	@$(PY) benchmarks/client_list.py
-	@$(PY) benchmarks/pool.py
+	@$(PY) benchmarks/pool.py --svg docs/benchmarks.svg
 
 clean: ## Remove .venv and caches of this folder (never the user's cache folder)
 	@rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

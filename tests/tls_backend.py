@@ -66,6 +66,7 @@ class TlsBackend:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.ready: set[str] = set()
         self.failsafe = 20.0
+        self.closing = False
 
     def open(self, spec: PoolSpec, sink: Sink) -> None:
         """Listen."""
@@ -124,6 +125,7 @@ class TlsBackend:
 
     def close(self, grace: float) -> None:
         """End all, and leave nothing."""
+        self.closing = True
         self.listener.close()
         for runner in self.processes:
             self.hub.shut_down(runner, grace)
@@ -177,6 +179,8 @@ class TlsBackend:
 
     def agent_gone(self, agent: str, reason: str, *, expected: bool) -> None:
         """Tell the loss."""
+        if self.closing:
+            return
         if agent in self.ready:
             self._sink.lost(agent, RunnerLost(agent, "Crashed", reason))
         else:
