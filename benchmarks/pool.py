@@ -4,8 +4,8 @@
 
 Every figure is a ratio to a bare program of the same run, in alternating blocks, the
 caller on one CPU and all workers on another: absolute times drift, these do not. Where
-others use the machine too, the quietest tenth of the blocks counts on both sides, and of
-boots and payloads the fastest.
+others use the machine too, the quietest tenth of the blocks counts on both sides, and
+of boots and payloads the fastest.
 """
 
 from __future__ import annotations
