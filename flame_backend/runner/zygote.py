@@ -200,6 +200,8 @@ class Zygote:
         """Become a copy of the app; False, and told, when it does not load."""
         from flame_backend.runner.loading import failure, load_app
 
+        # The app's own code runs as it would anywhere.
+        gc.enable()
         try:
             self._setup = load_app(self._origin.welcome)
         except BaseException as error:  # noqa: BLE001 - the app's import may raise anything
