@@ -44,6 +44,9 @@ class Crowd:
     def end(self, runner: str, grace: float = 0.0) -> None: ...
     def after_fork(self) -> None: ...
 
+    def log_tail(self, call: int) -> str:
+        return ""
+
     def close(self, grace: float) -> None:
         for end in self.ends.values():
             end.close()

@@ -222,7 +222,7 @@ class Zygote:
         return True
 
     def _load_codec(self) -> None:
-        """Load what the first slot was forked without, so that it began sooner."""
+        """Load what the first slots were forked without, so that they began sooner."""
         from flame_backend.runner.slot import load_codec
 
         self._codec_at = math.inf
@@ -230,14 +230,13 @@ class Zygote:
         gc.freeze()
 
     def _mind_codec(self) -> None:
-        """Before a fork: the codec comes soon after the first, before all others."""
+        """Have the codec loaded soon after the first fork, for all later ones.
+
+        Slots that are forked until then load it themselves, between two calls.
+        """
         from flame_backend.runner.slot import codec_is_loaded
 
-        if codec_is_loaded():
-            return
-        if self._codec_at < math.inf:
-            self._load_codec()
-        else:
+        if self._codec_at == math.inf and not codec_is_loaded():
             self._codec_at = time.monotonic() + CODEC_SECONDS
 
     def _start_afresh(self, kind: int, body: bytes) -> NoReturn:
