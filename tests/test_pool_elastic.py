@@ -516,7 +516,33 @@ def test_status_prints_as_a_table(make: Callable[..., flame.Pool]) -> None:
     head, line = str(pool.status()).splitlines()
     assert "pool elastic (local): 1 of 1..2 runners" in head
     assert pool.status().runners[0].name in line
-    assert "idle" in line
+    assert "idle      0 of 1 slots busy" in line
+
+
+def test_status_of_many_runners_is_one_line_for_each(
+    make: Callable[..., flame.Pool], gate: Path
+) -> None:
+    """Aligned; it says what they run, what is placed there, and why they end."""
+    pool = make(min=8, max=8, max_concurrency=2)
+    pool.wait_ready(30)
+    until(lambda: pool.status().idle_slots == 16)
+    placed = pool.place(hold, str(gate))
+    futures = [pool.submit(hold, str(gate)) for _ in range(11)]
+    until(lambda: pool.status().running == 12)
+    head, *lines = str(pool.status()).splitlines()
+    assert "8 of 8..8 runners, 12 calls run, 0 wait, 4 slots idle" in head
+    assert 8 == len(lines)
+    assert 1 == len({line.index(" slots busy") for line in lines})
+    where = next(r for r in pool.status().runners if r.name == placed.call.runner)
+    assert (1, "") == (where.placed, where.reason)
+    assert 1 == sum("1 placed" in line for line in lines)
+    pool.resize(min=1, max=6)
+    reasons = sorted(r.reason for r in pool.status().runners if r.reason)
+    assert ["resized", "resized"] == reasons
+    assert 2 == str(pool.status()).count("ends: resized")
+    gate.unlink()
+    concurrent.futures.wait(futures)
+    assert placed.join(10)
 
 
 def test_idle_pool_wakes_nobody(make: Callable[..., flame.Pool]) -> None:

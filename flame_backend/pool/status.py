@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,11 @@ class RunnerStatus:
         state: "booting", "idle", "busy" or "draining".
         node: Where it is, "" until it is ready.
         age_s: Seconds since its boot began.
-        calls: Calls it runs.
+        calls: Calls it runs, placements among them.
+        placed: Placements it runs.
         idle_slots: Slots that could take one at once.
+        reason: Why it is draining: "lifetime", "resized", "drained" (it was told to
+            end), else "".
     """
 
     name: str
@@ -28,7 +32,9 @@ class RunnerStatus:
     node: str = ""
     age_s: float = 0.0
     calls: int = 0
+    placed: int = 0
     idle_slots: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,12 +96,21 @@ class PoolStatus:
             times = f"{self.boot_failures} failed boots in a row"
             lines.append(f"  {times}, the last: {self.last_boot_error}")
         width = max((len(found.name) for found in self.runners), default=0)
-        lines += [
-            f"  {found.name:<{width}}  {found.state:<8}  {found.calls:>3} calls  "
-            f"{found.age_s:>6.0f} s  {found.node}".rstrip()
-            for found in self.runners
-        ]
+        lines += [self._line(found, width) for found in self.runners]
         return "\n".join(lines)
+
+    def _line(self, found: RunnerStatus, width: int) -> str:
+        slots = self.max_concurrency
+        busy = f"{found.calls:>{len(str(slots))}} of {slots} slots busy"
+        line = (
+            f"  {found.name:<{width}}  {found.state:<8}  {busy}  {found.age_s:>6.0f} s"
+        )
+        notes = [found.node]
+        if found.placed:
+            notes.append(f"{found.placed} placed")
+        if found.reason:
+            notes.append(f"ends: {found.reason}")
+        return "  ".join([line, *filter(None, notes)])
 
 
 def pool_status(ledger: Ledger) -> PoolStatus:
@@ -103,6 +118,7 @@ def pool_status(ledger: Ledger) -> PoolStatus:
     with ledger.lock:
         machine, now = ledger.machine, time.monotonic()
         runners = []
+        placed = Counter(call.runner for call in ledger.placed if call.lease)
         for found in machine.roster.runners.values():
             info = ledger.infos.get(found.name)
             runners.append(
@@ -112,7 +128,9 @@ def pool_status(ledger: Ledger) -> PoolStatus:
                     node="" if info is None else info.node,
                     age_s=now - found.born,
                     calls=len(found.running),
+                    placed=placed[found.name],
                     idle_slots=len(found.idle),
+                    reason=found.reason,
                 )
             )
         last = machine.breaker.last
