@@ -22,7 +22,12 @@ from flame_backend.pool.breaker import Breaker
 from flame_backend.pool.commands import Assign, Boot, End, Fail, OpenSlot, Renew
 from flame_backend.pool.growing import SpareBoots, lacking_runners
 from flame_backend.pool.roster import Roster
-from flame_backend.pool.shrinking import oldest_ages, pool_rests, surplus_rests
+from flame_backend.pool.shrinking import (
+    all_rested,
+    next_end,
+    old_runners,
+    surplus_runners,
+)
 from flame_backend.pool.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -262,17 +267,19 @@ class Machine:
             Fail(call, CallTimeout("queue", limit))
             for call, limit in self._waiting.expired(now)
         ]
-        commands += self._aged(now)
+        for found in old_runners(self.roster, self.sizing, now):
+            commands += self._retired(found, "lifetime")
         commands += self._unneeded(now)
         commands += self._rested(now)
         return commands + self._grown(now)
 
     def next_tick(self) -> float | None:
         """The moment at which `tick` has something to do; None for never."""
+        kept, called = max(self.min, self._warming), bool(self._queue)
         moments = [
             self._waiting.next_deadline(),
             self._spare.ends_at(),
-            *self._shrinks(),
+            next_end(self.roster, self.sizing, kept, called=called),
         ]
         if self.breaker.failures and self._wanted() and not self.roster.booting:
             moments.append(self.breaker.retry_at)
@@ -343,38 +350,16 @@ class Machine:
         self.roster.remove(found)
         return [End(found.name, reason)]
 
-    def _aged(self, now: float) -> list[Command]:
-        """Retire runners that have lived long enough."""
-        commands: list[Command] = []
-        while (moment := oldest_ages(self.roster, self.sizing)) is not None:
-            if moment > now:
-                break
-            oldest = next(iter(self.roster.serving))
-            commands += self._retired(self.roster.runners[oldest], "lifetime")
-        return commands
-
     def _rested(self, now: float) -> list[Command]:
         """End surplus runners that have rested long enough, or all of them."""
-        _, surplus, sleep = self._shrinks()
-        if sleep is not None and sleep <= now:
+        if self._queue:
+            return []
+        if all_rested(self.roster, self.sizing, now):
             self._asleep = True
             return [End(name, "idle") for name in self.roster.clear()]
-        commands: list[Command] = []
-        while surplus is not None and surplus <= now:
-            name = next(iter(self.roster.resting))
-            self.roster.remove(self.roster.runners[name])
-            commands.append(End(name, "idle"))
-            _, surplus, _ = self._shrinks()
-        return commands
-
-    def _shrinks(self) -> tuple[float | None, float | None, float | None]:
-        """Return when the oldest runner, the next surplus one, and all may end."""
-        roster, sizing = self.roster, self.sizing
-        age = oldest_ages(roster, sizing)
-        if self._queue:
-            return age, None, None
         kept = max(self.min, self._warming)
-        return age, surplus_rests(roster, sizing, kept), pool_rests(roster, sizing)
+        found = surplus_runners(self.roster, self.sizing, kept, now)
+        return [End(runner.name, "idle") for runner in found]
 
     def _unneeded(self, now: float) -> list[Command]:
         """End boots that nobody has needed for long enough."""
