@@ -20,7 +20,6 @@ from flame_backend.errors import (
     ConfigurationError,
     FlameError,
     LinkError,
-    PoolClosed,
 )
 from flame_backend.events import CallDone
 from flame_backend.pool.announcer import Announcer
@@ -30,7 +29,7 @@ from flame_backend.pool.exchange import answered
 from flame_backend.pool.leases import Leases
 from flame_backend.pool.ledger import Ledger
 from flame_backend.pool.machine import Machine
-from flame_backend.pool.placing import Placements
+from flame_backend.pool.placing import Placements, left
 from flame_backend.pool.reports import Reports
 from flame_backend.pool.status import pool_status
 from flame_backend.wire.frames import Kind
@@ -84,7 +83,7 @@ class Engine:
         self._ledger = Ledger(machine, backend, spec, self._crew.put, announcer)
         self._reports = Reports(self._ledger, initializer, self._crew.put)
         self._leases = Leases(self._ledger, self._reports)
-        self._placements = Placements(self._ledger)
+        self.placements = Placements(self._ledger, self._settle)
         self._numbers = itertools.count(1)
         self._ending = threading.Lock()
         self._started = False
@@ -164,7 +163,7 @@ class Engine:
                 return None
             raise refusal from None
         if type(call) is PlacedCall:
-            return self._outlast(call, lease)
+            return self.placements.outlast(call, lease)
         try:
             done = answered(lease.link, call, self._spec)
         except LinkError as error:
@@ -172,15 +171,6 @@ class Engine:
         self._leases.checkin(call)
         if call.doom is not None:
             raise call.doom
-        return done
-
-    def _outlast(self, call: PlacedCall, lease: Lease) -> Outcome:
-        """Wait for the end of a placement, as `_attempt` for that of a call."""
-        try:
-            done = answered(lease.link, call, self._spec)
-        except LinkError as error:
-            raise self._placements.broken(call, error) from None
-        self._placements.left(call, raised=done[1] is not None)
         return done
 
     def _pause(self, call: Call, error: BaseException) -> float | None:
@@ -228,17 +218,12 @@ class Engine:
         Raises:
             PoolClosed: The pool was shut down.
         """
-        self._placements.add(call)
+        self.placements.add(call)
         try:
             return self.submit(call)
         except BaseException:
-            self._placements.forget(call)
+            self.placements.forget(call)
             raise
-
-    def stop_placed(self, call: PlacedCall, grace: float) -> None:
-        """End a placement; its future hears of it."""
-        if self._placements.stop(call, grace):
-            self._settle(call, None, None)
 
     def _withdraw(self, call: Call) -> bool:
         withdrawn = self._leases.withdraw(call)
@@ -284,6 +269,9 @@ class Engine:
             done = (None, error) if lease is None else self._attempt(call, lease)
             if done is None:
                 self._leases.enqueue(call, again=True)
+                if isinstance(call, PlacedCall) and call.stopped:
+                    # While it was neither here nor there.
+                    self.placements.stop(call)
                 return
             value, raised = done
         except BaseException as failure:  # noqa: BLE001 - a future carries whatever there is
@@ -300,7 +288,7 @@ class Engine:
         future = call.future
         assert future is not None  # only submitted calls come here
         if isinstance(call, PlacedCall):
-            self._placements.forget(call)
+            self.placements.forget(call)
             error = call.told(error)
         # Futures are kept; requests are large.
         call.request = []
@@ -364,8 +352,8 @@ class Engine:
             False when some did not finish in that time.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
-        self._end_placements(deadline)
-        finished = self._leases.wait_idle(_left(deadline))
+        self.placements.end(deadline)
+        finished = self._leases.wait_idle(left(deadline))
         with self._ending:
             self._leases.end()
             # Their links are cut and their processes gone: a moment.
@@ -375,28 +363,9 @@ class Engine:
         started.discard(self)
         return finished
 
-    def _end_placements(self, deadline: float | None) -> None:
-        """Stop all placements, as soon as no call runs that may need them."""
-        if not self._placements.living():
-            return
-        self._placements.outlast(_left(deadline))
-        left = _left(deadline)
-        limit = self.shutdown_timeout
-        grace = limit if left is None else min(left, limit)
-        for call in self._placements.living():
-            if self._placements.stop(call, grace):
-                call.stopped = False
-                closed = PoolClosed("the pool was shut down before it began")
-                self._settle(call, None, closed)
-
     def after_fork(self) -> None:
         """In a forked child: let go of the parent's sockets."""
         self._leases.after_fork()
-
-
-def _left(deadline: float | None) -> float | None:
-    """Return the seconds until a moment, None for no such moment."""
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 def _crew_limit(runners: int, slots: int) -> int:

@@ -130,7 +130,7 @@ class Forms:
         request = self._request(run_placed, (target, args, kwargs), {})
         call = home.engine.new_placement(request, self._options)
         future = home.engine.place(call)
-        return Placement(call, future, home.engine.stop_placed, self)
+        return Placement(call, future, home.engine.placements.stop, self)
 
     def map(
         self,

@@ -15,12 +15,17 @@ from flame_backend.errors import (
     CallCrashed,
     CallError,
     FlameError,
+    LinkError,
+    PoolClosed,
     RunnerLost,
 )
+from flame_backend.pool.exchange import answered
 
 if TYPE_CHECKING:
-    from flame_backend.errors import LinkError
-    from flame_backend.pool.calls import PlacedCall
+    from collections.abc import Callable
+
+    from flame_backend.pool.calls import Lease, PlacedCall
+    from flame_backend.pool.exchange import Outcome
     from flame_backend.pool.ledger import Ledger
 
 CAUSE_SECONDS: Final = 5.0
@@ -32,17 +37,28 @@ class Placements:
 
     Args:
         ledger: The pool's books.
+        settle: Tells a call's end to its future, and to whoever listens.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        settle: Callable[[PlacedCall, None, BaseException | None], None],
+    ) -> None:
         self._ledger = ledger
+        self._settle = settle
 
     def add(self, call: PlacedCall) -> None:
         """Note a placement that begins."""
         with self._ledger.lock:
             self._ledger.placed.add(call)
 
-    def stop(self, call: PlacedCall, grace: float) -> bool:
+    def stop(self, call: PlacedCall, grace: float = 0.0) -> None:
+        """End a placement: SIGTERM, SIGKILL after a grace period."""
+        if self._stopped(call, grace):
+            self._settle(call, None, None)
+
+    def _stopped(self, call: PlacedCall, grace: float) -> bool:
         """Ask for a placement's end: True when it waits no more for its beginning."""
         ledger = self._ledger
         with ledger.lock:
@@ -55,7 +71,20 @@ class Placements:
                 ledger.doom(call, CallError("it was stopped"), now, grace)
         return False
 
-    def left(self, call: PlacedCall, *, raised: bool) -> None:
+    def outlast(self, call: PlacedCall, lease: Lease) -> Outcome:
+        """Wait for the end of a placement that was sent in full.
+
+        Raises:
+            FlameError: It ended without a reply.
+        """
+        try:
+            done = answered(lease.link, call, self._ledger.spec)
+        except LinkError as error:
+            raise self._broken(call, error) from None
+        self._left(call, raised=done[1] is not None)
+        return done
+
+    def _left(self, call: PlacedCall, *, raised: bool) -> None:
         """A target returned or raised; its process ends with its link."""
         ledger = self._ledger
         with ledger.lock:
@@ -67,7 +96,7 @@ class Placements:
                 ledger.leases.pop((lease.runner, lease.slot), None)
                 lease.link.close()
 
-    def broken(self, call: PlacedCall, error: LinkError) -> FlameError:
+    def _broken(self, call: PlacedCall, error: LinkError) -> FlameError:
         """Say why the link of a placement ended, once its process has."""
         ledger = self._ledger
         with ledger.lock:
@@ -93,21 +122,33 @@ class Placements:
         with self._ledger.lock:
             self._ledger.placed.discard(call)
 
-    def living(self) -> list[PlacedCall]:
-        """Return those that have not ended."""
-        with self._ledger.lock:
-            return list(self._ledger.placed)
+    def end(self, deadline: float | None) -> None:
+        """Stop all placements, as soon as no call runs that may need them.
 
-    def outlast(self, seconds: float | None) -> None:
-        """Wait until no call runs that is none of them, at the end of the pool."""
+        Args:
+            deadline: When the pool ends; None for when all calls have.
+        """
         ledger = self._ledger
         with ledger.lock:
-            ledger.changed.wait_for(lambda: self._alone(ledger), seconds)
+            if ledger.placed:
+                ledger.changed.wait_for(lambda: self._alone(ledger), left(deadline))
+            living = list(ledger.placed)
+        seconds, limit = left(deadline), ledger.spec.shutdown_timeout
+        for call in living:
+            if self._stopped(call, limit if seconds is None else min(seconds, limit)):
+                call.stopped = False
+                closed = PoolClosed("the pool was shut down before it began")
+                self._settle(call, None, closed)
 
     def _alone(self, ledger: Ledger) -> bool:
         runners = ledger.machine.roster.runners.values()
         running = sum(len(found.running) for found in runners)
         return running <= sum(call.lease is not None for call in ledger.placed)
+
+
+def left(deadline: float | None) -> float | None:
+    """Return the seconds until a moment, None for no such moment."""
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 def stop_on(ledger: Ledger, runner: str, reason: str, now: float) -> None:
