@@ -148,6 +148,7 @@ def test_target_that_returns_ends_its_placement(
     placed = pool.place(give_what_cannot_travel)
     assert placed.join(20)
     assert (False, "done", 0) == (placed.alive, placed.phase, placed.exitcode)
+    assert gone(before)
     assert placed.join()
     placed.stop()
     assert before != pool.call(own_pid)
@@ -231,6 +232,7 @@ def test_stop_gives_time_to_end_well(
     placed = pool.place(serve, path, "graceful")
     pid = pid_of(path)
     placed.stop(timeout=20)
+    assert gone(pid)
     assert Path(path + ".closed").exists()
     assert (0, True) == (placed.exitcode, placed.join())
     # No matter how much of its time was left.

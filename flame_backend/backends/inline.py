@@ -3,7 +3,7 @@
 The request is pickled, the function runs, its result or error goes through the data
 codec and its limits: what cannot travel fails here with the error it would have had.
 What only another process can do is not done: a timeout is told when the call is over,
-and a call that kills its process kills this one.
+a call that kills its process kills this one, and `place` is refused.
 """
 
 from __future__ import annotations

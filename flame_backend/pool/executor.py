@@ -54,7 +54,8 @@ class Pool(Forms, concurrent.futures.Executor):
     """A pool of runners that boot on demand and go away when idle.
 
     A `concurrent.futures.Executor`: submit, map and shutdown have the standard
-    meaning; `call` runs a function and returns its result.
+    meaning (docs/process-pool.md says what differs); `call` runs a function and
+    returns its result, `place` starts a process that stays.
 
     Args:
         name: DNS label of at most 40 characters; part of runner names and logs.

@@ -85,16 +85,18 @@ class Placements:
         return done
 
     def _left(self, call: PlacedCall, *, raised: bool) -> None:
-        """A target returned or raised; its process ends with its link."""
+        """A target returned or raised; its process ends with its link, and is gone."""
         ledger = self._ledger
         with ledger.lock:
             call.raised = raised
             # As of a program that raised.
             call.exit_code = 1 if raised else 0
-            lease = ledger.release(call, time.monotonic())
+            lease = call.lease
             if lease is not None:
-                ledger.leases.pop((lease.runner, lease.slot), None)
                 lease.link.close()
+                if not ledger.changed.wait_for(lambda: lease.end, CAUSE_SECONDS):
+                    ledger.break_link(call, time.monotonic())
+            ledger.release(call, time.monotonic())
 
     def _broken(self, call: PlacedCall, error: LinkError) -> FlameError:
         """Say why the link of a placement ended, once its process has."""
