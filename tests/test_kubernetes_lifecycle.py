@@ -19,6 +19,7 @@ from flame_backend.backends.kubernetes.lifecycle import Lifecycle
 from flame_backend.backends.kubernetes.pace import CREATES_PER_SECOND
 from flame_backend.backends.kubernetes.pods import NONCE, PodsFull
 from flame_backend.errors import (
+    AuthRefused,
     BootDenied,
     BootTimeout,
     ImagePullError,
@@ -92,6 +93,9 @@ class Table:
 
     def posted(self, name: str, uid: str) -> None:
         self.expected[name] = uid
+
+    def trouble(self, name: str) -> str:
+        return "compare the clocks" if name == "skewed" else ""
 
     def forget(self, name: str) -> None:
         self.expected.pop(name, None)
@@ -278,6 +282,16 @@ def test_image_that_is_never_pulled_ends_the_boot(world: World) -> None:
     world.changed(waits("ErrImageNeverPull", "not present"))
     assert ImagePullError is type(world.end_of())
     world.until(lambda: world.table.deleted == ["uid-p-1"])
+
+
+def test_refused_token_of_the_runners_own_is_told(world: World) -> None:
+    """Its callers learn what is wrong with the clocks, not that it was refused."""
+    world.boot("skewed")
+    world.until(lambda: "skewed" in world.table.expected)
+    world.changed(ended(11), phase="Failed", name="skewed")
+    error = world.end_of("skewed")
+    assert isinstance(error, AuthRefused)
+    assert "; compare the clocks" in error.reason
 
 
 def test_pod_that_ends_in_its_boot_says_why(world: World) -> None:

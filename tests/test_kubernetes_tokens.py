@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flame_backend.backends.kubernetes.tokens import verified_claims
+from flame_backend.backends.kubernetes.tokens import ClockSkew, verified_claims
 from flame_backend.errors import LinkUnauthenticated
 from tests.issuer import (
     EXPECTED,
@@ -74,3 +74,28 @@ def test_key_that_says_it_is_of_another_kind_is_refused(change: dict[str, str]) 
     keys = {"keys": [jwk(P256, "ec", "ES256") | change]}
     with pytest.raises(LinkUnauthenticated):
         verified_claims(sign(claims(), P256, "ES256", kid="ec"), keys, EXPECTED, NOW)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"iat": int(NOW) + 120}, "nbf: issued 120 s in the future"),
+        ({"nbf": int(NOW) + 90}, "nbf: issued 90 s in the future"),
+        ({"exp": int(NOW) - 30}, "exp: expired 30 s ago"),
+    ],
+)
+def test_right_token_of_another_time_hints_at_the_clocks(
+    changes: dict[str, Any], words: str
+) -> None:
+    """The leeway is no wider for it: it is refused, and told apart."""
+    with pytest.raises(ClockSkew, match=f"{words} .*compare the clocks"):
+        verified_claims(sign(claims(**changes)), JWKS, EXPECTED, NOW)
+
+
+def test_token_of_somebody_else_is_never_a_matter_of_clocks() -> None:
+    """Else anybody could have a text of theirs told as the runner's trouble."""
+    with pytest.raises(LinkUnauthenticated) as caught:
+        verified_claims(
+            sign(claims(iat=int(NOW) + 120, aud=["x"])), JWKS, EXPECTED, NOW
+        )
+    assert type(caught.value) is LinkUnauthenticated

@@ -1,4 +1,4 @@
-"""Runners of another version than their parent: the boot ends, and says what differs.
+"""Runners of another version or time than their parent: the boot says what differs.
 
 The runner's process is real, the API server is, and so is its admission.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import flame_backend as flame
+from flame_backend.backends.kubernetes.admission import Admission
 from tests.integration.stage import Play, Stage, staged
 
 if TYPE_CHECKING:
@@ -122,3 +124,18 @@ def test_runner_that_does_not_know_its_parents_variable_is_named(stage: Stage) -
         error = play.call.exception(20)
     assert isinstance(error, flame.VersionSkew), error
     assert "VersionSkew: exit code 12" in error.reason
+
+
+@pytest.mark.parametrize("seconds", [-3600, 3600])
+def test_clocks_that_differ_are_named(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    """The token is right in all but its times: refused, and the caller learns why."""
+    defaults: Any = Admission.__init__.__kwdefaults__
+    monkeypatch.setitem(defaults, "clock", lambda: time.time() + seconds)
+    with Play(stage, boot_timeout=3) as play:
+        stage.agent(play.runner()["metadata"]["name"])
+        error = play.error()
+    assert isinstance(error, flame.BootTimeout), error
+    assert "compare the clocks of the nodes" in error.reason
+    assert "the token was refused: " in error.reason

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from flame_backend.backends.kubernetes.keys import Keys
 from flame_backend.backends.kubernetes.tokens import (
+    ClockSkew,
     ExpectedClaims,
     check_review,
     key_id,
@@ -55,6 +56,7 @@ class Pending:
         service_account: Of its pod.
         uid: Of its pod, from our POST; None until that is answered.
         connected: True from its admission on, for ever.
+        trouble: What was wrong with a token that was its own; "" when nothing.
     """
 
     audience: str
@@ -62,6 +64,7 @@ class Pending:
     service_account: str
     uid: str | None = None
     connected: bool = False
+    trouble: str = ""
 
 
 class Admission:
@@ -121,6 +124,12 @@ class Admission:
             self._pending.pop(runner, None)
             self._changed.notify_all()
 
+    def trouble(self, runner: str) -> str:
+        """Return what was wrong with the runner's own token, "" when nothing was."""
+        with self._lock:
+            found = self._pending.get(runner)
+            return "" if found is None else found.trouble
+
     # ------------------------------------------------------------------ the decision
 
     def admit(
@@ -165,7 +174,12 @@ class Admission:
     def _verified(self, token: str, runner: str, pending: Pending) -> dict[str, Any]:
         issuer = self._keys.issuer(key_id(token))
         expected = self._claims_of(runner, pending, issuer.name)
-        return verified_claims(token, issuer.jwks, expected, self._clock())
+        try:
+            return verified_claims(token, issuer.jwks, expected, self._clock())
+        except ClockSkew as error:
+            pending.trouble = str(error)
+            logger.warning("%s: %s", runner, error)
+            raise
 
     def _claims_of(self, runner: str, pending: Pending, issuer: str) -> ExpectedClaims:
         return ExpectedClaims(

@@ -257,7 +257,7 @@ class Lifecycle:
     def _give_up(self, runner: Runner, cause: Cause) -> None:
         """Fail a boot for what it waited for too long; in a worker."""
         if cause.phase in {"connect", "import"}:
-            cause = cause.with_log(self._pods.last_output(runner.name))
+            cause = self._explained(runner, cause)
         self.fail(runner, cause.boot_error(runner.name))
 
     def fail(self, runner: Runner, error: BootError) -> None:
@@ -357,8 +357,15 @@ class Lifecycle:
         if runner.over:
             return
         if cause.name not in {"Deleted", "NodeLost", "RejectedByNode"}:
-            cause = cause.with_log(self._pods.last_output(runner.name))
+            cause = self._explained(runner, cause)
         self._tell(runner, cause)
+
+    def _explained(self, runner: Runner, cause: Cause) -> Cause:
+        """Add what the runner printed, and why its token was refused."""
+        trouble = self._admission.trouble(runner.name)
+        if trouble:
+            cause = replace(cause, words=f"{cause.words}; {trouble}")
+        return cause.with_log(self._pods.last_output(runner.name))
 
     def _tell(self, runner: Runner, cause: Cause) -> None:
         """Tell of an end, once, and see to the pod."""

@@ -51,6 +51,10 @@ class ExpectedClaims:
     uid: str | None
 
 
+class ClockSkew(LinkUnauthenticated):
+    """A token that is right in all but its times: the clocks differ, or it is old."""
+
+
 def key_id(token: str) -> str:
     """Return the key that a token names, after checking its header.
 
@@ -82,6 +86,7 @@ def verified_claims(
         now: Seconds since the epoch.
 
     Raises:
+        ClockSkew: All is right but the times.
         LinkUnauthenticated: Names the first claim or step that failed, and no more.
     """
     kid = key_id(token)
@@ -90,8 +95,9 @@ def verified_claims(
     key = _key(jwks, kid, algorithm)
     _verify(key, algorithm, f"{head}.{payload}".encode(), _decoded(signature))
     claims = _json(payload, "payload")
-    _check_times(claims, now)
+    # Who it is first: only what is said of the runner's own token is worth telling.
     _check_subject(claims, expected)
+    _check_times(claims, now)
     return claims
 
 
@@ -199,9 +205,10 @@ def _verify(key: dict[str, Any], algorithm: str, data: bytes, signature: bytes) 
 def _check_times(claims: dict[str, Any], now: float) -> None:
     issued, begins, ends = (_moment(claims, name) for name in ("iat", "nbf", "exp"))
     if issued > now + LEEWAY_SECONDS or begins > now + LEEWAY_SECONDS:
-        _refuse("nbf: the token is from the future; compare the clocks")
+        ahead = max(issued, begins) - now
+        _skewed(f"nbf: issued {ahead:.0f} s in the future of this pod's clock")
     if ends <= now:
-        _refuse("exp")
+        _skewed(f"exp: expired {now - ends:.0f} s ago by this pod's clock")
     if ends - issued > LIFE_SECONDS:
         _refuse("a life longer than was asked for")
 
@@ -269,6 +276,11 @@ def check_review(status: object, expected: ExpectedClaims) -> None:
         _refuse("review: pod-name")
     if extra.get("authentication.kubernetes.io/pod-uid") != [expected.uid]:
         _refuse("review: pod-uid")
+
+
+def _skewed(what: str) -> NoReturn:
+    msg = f"the token was refused: {what}; compare the clocks of the nodes"
+    raise ClockSkew(msg)
 
 
 def _refuse(what: str) -> NoReturn:
