@@ -19,15 +19,21 @@ import pytest
 import yaml
 
 from flame_backend import cli
-from flame_backend.backends.kubernetes.access import DIAGNOSIS_RULES, POD_VERBS, RULES
+from flame_backend.backends.kubernetes.access import (
+    DIAGNOSIS_RULES,
+    LEASE_RULES,
+    POD_VERBS,
+    RULES,
+)
 from tests.cluster import manifests
 from tests.cluster.control_plane import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
+BACKEND = ROOT / "flame_backend" / "backends" / "kubernetes"
 
 
 def documents(name: str) -> list[dict[str, Any]]:
@@ -81,8 +87,8 @@ def test_no_secret_is_deployed() -> None:
                 assert not {"secrets", "*"} & {*rule["resources"], *rule["verbs"]}
 
 
-def used_verbs() -> set[str]:
-    """Return what the backend's code asks sessions for, as verbs of RBAC."""
+def used_verbs(files: Iterable[Path]) -> set[str]:
+    """Return what code asks sessions for, as verbs of RBAC."""
     verbs = {
         "get": {"get"},
         "post": {"create"},
@@ -97,7 +103,7 @@ def used_verbs() -> set[str]:
         "apply": {"patch"},
     }
     found: set[str] = set()
-    for file in (ROOT / "flame_backend" / "backends" / "kubernetes").glob("*.py"):
+    for file in files:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             match node:
                 case ast.Call(func=ast.Attribute(value=holder, attr=name)) if (
@@ -110,9 +116,12 @@ def used_verbs() -> set[str]:
 def test_role_is_exactly_what_the_backend_uses() -> None:
     """No verb more on pods, and none that the code would miss."""
     granted = {*POD_VERBS, "get pods/log"}
-    used = used_verbs()
+    used = used_verbs(set(BACKEND.glob("*.py")) - {BACKEND / "lease.py"})
     assert used <= granted
     assert set(POD_VERBS) <= used
+    # Of leases it needs what their module uses, and that looks at a pod at home.
+    (rule,) = LEASE_RULES
+    assert {*rule["verbs"], "get"} == used_verbs([BACKEND / "lease.py"])
 
 
 def test_cluster_tests_run_with_the_shipped_role() -> None:

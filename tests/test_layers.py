@@ -113,6 +113,8 @@ TABLE = {
     "flame_backend.backends.kubernetes.injected": "values",
     "flame_backend.backends.kubernetes.disposal": "edges",
     "flame_backend.backends.kubernetes.keys": "edges",
+    "flame_backend.backends.kubernetes.identity": "rules",
+    "flame_backend.backends.kubernetes.lease": "edges",
     "flame_backend.backends.kubernetes.leftovers": "rules",
     "flame_backend.backends.kubernetes.lifecycle": "edges",
     "flame_backend.backends.kubernetes.listener": "edges",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import flame_backend as flame
-from flame_backend.backends.kubernetes.backend import identity_of
+from flame_backend.backends.kubernetes.identity import identity_of
 
 if TYPE_CHECKING:
     from flame_backend.backends.base import PoolSpec, Sink

@@ -20,6 +20,8 @@ EPILOG = """\
 examples:
   flame-backend init --service-account web -n shop | kubectl apply -f -
   flame-backend init --service-account web -n shop --policy --allow secret=web-env
+  flame-backend init --service-account web -n shop --runner-namespace shop-runners \\
+      --runner-account runner                 # a namespace that holds nothing else
   flame-backend init --service-account web -n shop --policy \\
       --allow audience=sts.amazonaws.com      # where a webhook injects cloud identities
 
@@ -34,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     parser.add_argument("--service-account", metavar="NAME", required=True)
     parser.add_argument("-n", "--namespace", help="default: what kubectl -n says")
+    parser.add_argument(
+        "--runner-namespace",
+        metavar="NAME",
+        help="runners live there, for namespace=; needs -n and --runner-account",
+    )
     parser.add_argument(
         "--runner-account",
         metavar="NAME",
@@ -79,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     access = Access(
         account=args.service_account,
         namespace=args.namespace,
+        runner_namespace=args.runner_namespace,
         runner_account=args.runner_account,
         parent_labels=dict(_pair(word, "--parent-label") for word in args.parent_label),
         port=args.port,

@@ -34,6 +34,20 @@ DIAGNOSIS_RULES: Final[tuple[dict[str, Any], ...]] = (
 )
 """Without these errors say less: no last output, no reason of a stuck volume."""
 
+LEASE_RULES: Final[tuple[dict[str, Any], ...]] = (
+    {
+        "apiGroups": ["coordination.k8s.io"],
+        "resources": ["leases"],
+        "verbs": ["create", "list", "patch", "delete"],
+    },
+)
+"""With runners in a namespace of their own: what owns them there."""
+
+SELF_RULES: Final[tuple[dict[str, Any], ...]] = (
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]},
+)
+"""And in the app's: a parent finds its own pod."""
+
 RUNNERS: Final = {"matchExpressions": [{"key": f"{LABEL}/pool", "operator": "Exists"}]}
 """Selects every runner of a namespace. Anybody who creates pods can forge it."""
 
@@ -45,6 +59,7 @@ class Access:
     Attributes:
         account: The app's service account; it exists already.
         namespace: Where the app lives; None leaves it to `kubectl -n`.
+        runner_namespace: Where its runners live; None for the app's own namespace.
         runner_account: An account to make for runners; None for the app's own.
         parent_labels: Labels of the app's pods, for network policies.
         port: The port parents listen on; None for any.
@@ -57,6 +72,7 @@ class Access:
 
     account: str
     namespace: str | None = None
+    runner_namespace: str | None = None
     runner_account: str | None = None
     parent_labels: Mapping[str, str] | None = None
     port: int | None = None
@@ -72,7 +88,13 @@ def access_objects(access: Access) -> list[dict[str, Any]]:
     Raises:
         ConfigurationError: Options that need another one.
     """
+    elsewhere = access.runner_namespace is not None
+    if elsewhere and not (access.namespace and access.runner_account):
+        reason = "runners there need an account of theirs: give -n and --runner-account"
+        raise ConfigurationError("--runner-namespace", reason)
     made = [role(access), role_binding(access)]
+    if elsewhere:
+        made += _own_pods(access)
     if access.runner_account:
         made.append(runner_account(access))
     made += network_policies(access)
@@ -85,6 +107,7 @@ def access_objects(access: Access) -> list[dict[str, Any]]:
             access.account,
             access.runner_account or access.account,
             access.allow or {},
+            access.runner_namespace,
         )
     elif access.allow:
         raise ConfigurationError("--allow", "says what --policy lets through: give it")
@@ -94,24 +117,42 @@ def access_objects(access: Access) -> list[dict[str, Any]]:
 def role(access: Access) -> dict[str, Any]:
     """Return the rights of a parent: pods of its own namespace, and to see why."""
     rules = RULES + (DIAGNOSIS_RULES if access.diagnosis else ())
-    return {
-        "apiVersion": f"{_RBAC}/v1",
-        "kind": "Role",
-        "metadata": _metadata(access, NAME),
-        "rules": [{key: list(value) for key, value in rule.items()} for rule in rules],
-    }
+    if access.runner_namespace:
+        rules += LEASE_RULES
+    return _role(_among_runners(access, NAME), rules)
 
 
 def role_binding(access: Access) -> dict[str, Any]:
     """Return the binding of the role to the app's account."""
+    return _binding(access, _among_runners(access, NAME))
+
+
+def _own_pods(access: Access) -> list[dict[str, Any]]:
+    """Return what a parent may do at home when its runners are elsewhere."""
+    metadata = _metadata(access, f"{NAME}-self")
+    return [_role(metadata, SELF_RULES), _binding(access, dict(metadata))]
+
+
+def _role(
+    metadata: dict[str, Any], rules: Sequence[Mapping[str, Sequence[str]]]
+) -> dict[str, Any]:
+    return {
+        "apiVersion": f"{_RBAC}/v1",
+        "kind": "Role",
+        "metadata": metadata,
+        "rules": [{key: list(value) for key, value in rule.items()} for rule in rules],
+    }
+
+
+def _binding(access: Access, metadata: dict[str, Any]) -> dict[str, Any]:
     subject = {"kind": "ServiceAccount", "name": access.account}
     if access.namespace:
         subject["namespace"] = access.namespace
     return {
         "apiVersion": f"{_RBAC}/v1",
         "kind": "RoleBinding",
-        "metadata": _metadata(access, NAME),
-        "roleRef": {"apiGroup": _RBAC, "kind": "Role", "name": NAME},
+        "metadata": metadata,
+        "roleRef": {"apiGroup": _RBAC, "kind": "Role", "name": metadata["name"]},
         "subjects": [subject],
     }
 
@@ -122,7 +163,7 @@ def runner_account(access: Access) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
-        "metadata": _metadata(access, access.runner_account),
+        "metadata": _among_runners(access, access.runner_account),
         "automountServiceAccountToken": False,
     }
 
@@ -136,16 +177,18 @@ def network_policies(access: Access) -> list[dict[str, Any]]:
     """
     made = [
         _network_policy(
-            access, "flame-runner-ingress", RUNNERS, policyTypes=["Ingress"]
+            _among_runners(access, "flame-runner-ingress"),
+            RUNNERS,
+            policyTypes=["Ingress"],
         )
     ]
     if access.parent_labels:
         parents = {"matchLabels": dict(access.parent_labels)}
-        ingress = [{"from": [{"podSelector": RUNNERS}], **_ports(access)}]
+        peers = _peers(RUNNERS, access.runner_namespace)
+        ingress = [{"from": [peers], **_ports(access)}]
         made.append(
             _network_policy(
-                access,
-                "flame-parent-ingress",
+                _metadata(access, "flame-parent-ingress"),
                 parents,
                 policyTypes=["Ingress"],
                 ingress=ingress,
@@ -162,13 +205,21 @@ def _egress(access: Access) -> dict[str, Any]:
         raise ConfigurationError("--lock-egress", reason)
     parents = {"matchLabels": dict(access.parent_labels)}
     names = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
+    home = access.namespace if access.runner_namespace else None
     return _network_policy(
-        access,
-        "flame-runner-egress",
+        _among_runners(access, "flame-runner-egress"),
         RUNNERS,
         policyTypes=["Egress"],
-        egress=[{"to": [{"podSelector": parents}], **_ports(access)}, {"ports": names}],
+        egress=[{"to": [_peers(parents, home)], **_ports(access)}, {"ports": names}],
     )
+
+
+def _peers(pods: dict[str, Any], namespace: str | None) -> dict[str, Any]:
+    """Return pods of a namespace, or of the policy's own."""
+    if namespace is None:
+        return {"podSelector": pods}
+    names = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+    return {"namespaceSelector": names, "podSelector": pods}
 
 
 def _ports(access: Access) -> dict[str, Any]:
@@ -178,14 +229,20 @@ def _ports(access: Access) -> dict[str, Any]:
 
 
 def _network_policy(
-    access: Access, name: str, pods: dict[str, Any], **spec: Any
+    metadata: dict[str, Any], pods: dict[str, Any], **spec: Any
 ) -> dict[str, Any]:
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": _metadata(access, name),
+        "metadata": metadata,
         "spec": {"podSelector": pods, **spec},
     }
+
+
+def _among_runners(access: Access, name: str) -> dict[str, Any]:
+    if access.runner_namespace:
+        return {"name": name, "namespace": access.runner_namespace}
+    return _metadata(access, name)
 
 
 def _metadata(access: Access, name: str) -> dict[str, Any]:

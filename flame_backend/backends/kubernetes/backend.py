@@ -10,20 +10,21 @@ Here the parts are put together: what a runner goes through is in lifecycle.
 from __future__ import annotations
 
 import datetime as dt
-import math
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.backends.base import KILL_GRACE_SECONDS, RunnerInfo
 from flame_backend.backends.hub import Hub, version_skew
 from flame_backend.backends.kubernetes.admission import Admission, Pending
 from flame_backend.backends.kubernetes.disposal import Disposal
+from flame_backend.backends.kubernetes.identity import identity_of
+from flame_backend.backends.kubernetes.lease import Lease, lease_for
 from flame_backend.backends.kubernetes.lifecycle import Lifecycle
 from flame_backend.backends.kubernetes.listener import Listener
 from flame_backend.backends.kubernetes.manifest import (
     TOKEN_PATH,
-    RunnerIdentity,
     RunnerOptions,
     runner_pod,
 )
@@ -52,8 +53,6 @@ if TYPE_CHECKING:
     from flame_backend.wire.link import Link
 
 
-GRACE_MARGIN_SECONDS: Final = 5
-
 FAILSAFE_SECONDS: Final = 20.0
 """A runner gives its parent at least this long to answer."""
 
@@ -73,6 +72,9 @@ class KubernetesBackend:
         resources: Replaces the container's resources.
         container: The container to copy, when this pod has several.
         session: A session to use; None opens one in-cluster.
+        namespace: Where runners live, when that is not this pod's own: one without
+            Secrets, so that the right to create pods there opens nothing. They need
+            a `service_account` of that namespace, and a Lease there owns them.
         service_account: Account of the runners; None for this pod's own. Its API
             token is not mounted either way.
         inherit: "app" for a copy of the app: environment, volumes, resources,
@@ -104,6 +106,7 @@ class KubernetesBackend:
         resources: Mapping[str, Any] | None = None,
         container: str | None = None,
         session: kubetls.Session | None = None,
+        namespace: str | None = None,
         service_account: str | None = None,
         inherit: Inherit = "app",
         hardening: Hardening = "inherit",
@@ -129,6 +132,8 @@ class KubernetesBackend:
             python=python,
         )
         self._given_session = session
+        self._given_namespace = namespace
+        self._lease: Lease | None = None
         if max_pods is not None and (type(max_pods) is not int or max_pods < 1):
             raise ConfigurationError("max_pods", "a whole number of pods, 1 or more")
         self._max_pods = max_pods
@@ -163,13 +168,14 @@ class KubernetesBackend:
             self._find_parent()
             self._start()
         except BaseException:
-            leave(self._shared)
+            self._leave()
             raise
 
     def _find_parent(self) -> None:
         self._parent_pod = own_pod(self._session)
         metadata = self._parent_pod["metadata"]
-        self._namespace, self._parent_uid = metadata["namespace"], metadata["uid"]
+        self._namespace = self._given_namespace or metadata["namespace"]
+        self._parent_uid = metadata["uid"]
         self._addresses = addresses_of(self._parent_pod)
         if not self._addresses:
             raise ConfigurationError("backend", "this pod has no address yet")
@@ -178,6 +184,10 @@ class KubernetesBackend:
             self._parent_pod,
             self._options,
             identity_of(self._spec, self._shared.process, "check"),
+        )
+        instance, options = self._spec.instance, self._options
+        self._lease = lease_for(
+            self._session, self._namespace, metadata, instance, options
         )
 
     def _start(self) -> None:
@@ -227,9 +237,21 @@ class KubernetesBackend:
             self._keep_failed + last,
         ):
             self._hub.after(seconds, lambda: self._workers.do(self._sweep))
+        if self._lease is not None:
+            self._lease.keep(self._workers.do, self._hub.after)
 
     def _sweep(self) -> None:
-        self._pods.sweep(dt.datetime.now(dt.UTC))
+        now = dt.datetime.now(dt.UTC)
+        self._pods.sweep(now)
+        if self._lease is not None:
+            self._lease.sweep(now)
+
+    def _leave(self) -> None:
+        """Give back what `open` took; nothing that it owned is left by then."""
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.release()
+        leave(self._shared)
 
     @property
     def _failsafe(self) -> float:
@@ -271,7 +293,7 @@ class KubernetesBackend:
         self._shared.unfollow(self._pods.path, self._spec.instance)
         self._disposal.close(grace)
         self._hub.close()
-        leave(self._shared)
+        self._leave()
 
     def after_fork(self) -> None:
         """In a forked child: forget the parent's runners, and close its copies."""
@@ -280,6 +302,7 @@ class KubernetesBackend:
             listener.after_fork()
             self._hub.after_fork()
         self._lock = threading.Lock()
+        self._lease = None
         self._closed = False
 
     def log_tail(self, call: int) -> str:
@@ -318,6 +341,8 @@ class KubernetesBackend:
         identity = identity_of(
             self._spec, process, runner, audience, variable, self._keep_failed
         )
+        if self._lease is not None:
+            identity = replace(identity, owner=self._lease.reference)
         pod = runner_pod(self._parent_pod, self._options, identity)
         pending = Pending(
             audience=audience,
@@ -396,41 +421,3 @@ class KubernetesBackend:
     ) -> None:
         """Pass it on."""
         self._sink.slot_ended(runner, slot, exit_code, signal, detail)
-
-
-def identity_of(
-    spec: PoolSpec,
-    process: str,
-    runner: str,
-    audience: str = "",
-    variable: str = "",
-    keep_failed: float = 0.0,
-) -> RunnerIdentity:
-    """Return what makes a pod this runner of a pool.
-
-    Args:
-        spec: The pool's.
-        process: Identity of the process whose pools are watched together.
-        runner: Its name.
-        audience: Of its token.
-        variable: Text of FLAME_PARENT.
-        keep_failed: Seconds for which its pod is kept when it has failed.
-    """
-    boots = spec.boot_timeout + spec.scale_up_timeout
-    grace = math.ceil(spec.shutdown_timeout) + GRACE_MARGIN_SECONDS
-    life = spec.max_lifetime
-    return RunnerIdentity(
-        name=runner,
-        pool=spec.name,
-        instance=spec.instance,
-        process=process,
-        audience=audience,
-        parent_variable=variable,
-        # Siblings sweep what is Pending for longer than it can be in time.
-        boot_timeout=boots,
-        grace=grace,
-        keep_failed=keep_failed,
-        # The cluster counts from before the image is pulled, the pool from the
-        # moment a runner serves; the pool is to be the first.
-        max_lifetime=None if life is None else boots + life + grace,
-    )

@@ -98,6 +98,7 @@ class RunnerIdentity:
         boot_timeout: Seconds after which a Pending one may be swept.
         grace: terminationGracePeriodSeconds.
         keep_failed: Seconds for which it is kept when it has failed.
+        owner: Owner reference in place of the parent's pod.
         max_lifetime: Seconds after which the cluster ends it, whatever the pool does.
     """
 
@@ -110,6 +111,7 @@ class RunnerIdentity:
     boot_timeout: float
     grace: int
     keep_failed: float = 0.0
+    owner: Mapping[str, Any] | None = None
     max_lifetime: float | None = None
 
 
@@ -197,7 +199,9 @@ def _steps(
         restrict(pod)
         yield "hardening", pod
     _force(pod, options, identity)
-    _force_parent(pod["metadata"], parent, owner=options.owner_reference)
+    _force_parent(pod["metadata"], parent)
+    if options.owner_reference:
+        pod["metadata"]["ownerReferences"] = [dict(identity.owner or _owner(parent))]
     yield "flame-backend", pod
 
 
@@ -382,14 +386,14 @@ def _downward(name: str, field: str) -> dict[str, Any]:
     return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": field}}}
 
 
-def _force_parent(
-    metadata: dict[str, Any], parent: dict[str, Any], *, owner: bool
-) -> None:
-    name, uid = parent["metadata"]["name"], parent["metadata"]["uid"]
+def _force_parent(metadata: dict[str, Any], parent: dict[str, Any]) -> None:
     # For people, and for sweeps of runners that have no owner.
+    name, uid = parent["metadata"]["name"], parent["metadata"]["uid"]
     ours = {f"{LABEL}/parent": name, f"{LABEL}/parent-uid": uid}
     metadata["annotations"].update(ours)
-    if owner:
-        # A ReplicaSet adopts matching pods that have no controller.
-        reference = {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}
-        metadata["ownerReferences"] = [reference | {"controller": True}]
+
+
+def _owner(parent: dict[str, Any]) -> dict[str, Any]:
+    # A ReplicaSet adopts matching pods that have no controller.
+    owner = {"apiVersion": "v1", "kind": "Pod", "controller": True}
+    return owner | {key: parent["metadata"][key] for key in ("name", "uid")}

@@ -163,8 +163,9 @@ def admission_policy(
     account: str,
     runner_account: str,
     allow: Mapping[str, Sequence[str]],
+    runner_namespace: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the policy for one account, and its binding to the namespace.
+    """Return the policy for one account, and its binding to the runners' namespace.
 
     Raises:
         ConfigurationError: An unknown kind is to be let through.
@@ -190,7 +191,9 @@ def admission_policy(
                 "validationActions": ["Deny"],
                 "matchResources": {
                     "namespaceSelector": {
-                        "matchLabels": {"kubernetes.io/metadata.name": namespace}
+                        "matchLabels": {
+                            "kubernetes.io/metadata.name": runner_namespace or namespace
+                        }
                     }
                 },
             },
