@@ -33,8 +33,14 @@ from flame_backend.backends.kubernetes.causes import (
 from flame_backend.backends.kubernetes.disposal import Remains
 from flame_backend.backends.kubernetes.pace import Pace, pause_before
 from flame_backend.backends.kubernetes.pods import NONCE, PodsFull
-from flame_backend.backends.kubernetes.waiting import BootClock, Waiting, waiting_for
-from flame_backend.errors import BootDenied, FlameError, QuotaExceeded
+from flame_backend.backends.kubernetes.waiting import (
+    ADMITTED,
+    FULL,
+    BootClock,
+    Waiting,
+    waiting_for,
+)
+from flame_backend.errors import BootDenied, FlameError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,16 +64,6 @@ LOOK_SECONDS: Final = 2.0
 """When nothing has been heard by then, the pod is looked up."""
 
 EVENTS_SECONDS: Final = 5.0
-
-_FULL: Final = Cause(
-    name="MaxPods",
-    words="max_pods runner pods of this pod exist",
-    phase="create",
-    kind=QuotaExceeded,
-)
-_ADMITTED: Final = Waiting(
-    Cause(name="NotReady", words="connected, the app is being loaded", phase="import")
-)
 
 
 class Lifecycle:
@@ -174,7 +170,7 @@ class Lifecycle:
             asked = getattr(error, "retry_after", None)
             self._not_created(runner, refusal(error), asked)
         except PodsFull:
-            self._not_created(runner, _FULL, None)
+            self._not_created(runner, FULL, None)
         except FlameError as error:
             self.fail(runner, BootDenied(runner.name, "create", str(error)))
         else:
@@ -208,7 +204,7 @@ class Lifecycle:
         """The runner has proved who it is; None when nobody waits for it."""
         runner = self.find(name)
         if runner is not None:
-            self._observe(runner, _ADMITTED)
+            self._observe(runner, ADMITTED)
         return runner
 
     def ready(self, name: str) -> Runner | None:
@@ -224,7 +220,7 @@ class Lifecycle:
         with self._lock:
             if runner.over or runner.ready:
                 return
-            if runner.state is _ADMITTED:
+            if runner.state is ADMITTED:
                 # Its pod's status comes after what it says itself.
                 return
             changed = runner.state is None or runner.state.cause != state.cause
@@ -307,7 +303,7 @@ class Lifecycle:
             booting = {
                 runner.uid: runner
                 for runner in self._runners.values()
-                if runner.uid and not runner.ready and runner.state is not _ADMITTED
+                if runner.uid and not runner.ready and runner.state is not ADMITTED
             }
             self._reading = any(not found.ready for found in self._runners.values())
             reading = self._reading and self._events.allowed

@@ -16,6 +16,7 @@ from flame_backend.errors import (
     BootTimeout,
     ContainerConfigError,
     ImagePullError,
+    QuotaExceeded,
     Unschedulable,
 )
 from flame_backend.wire.text import clean
@@ -78,6 +79,17 @@ class Waiting:
     patience: float | None = None
     still: bool = False
     backoff: bool = False
+
+
+FULL: Final = Cause(
+    name="MaxPods",
+    words="max_pods runner pods of this pod exist",
+    phase="create",
+    kind=QuotaExceeded,
+)
+ADMITTED: Final = Waiting(
+    Cause(name="NotReady", words="connected, the app is being loaded", phase="import")
+)
 
 
 def waiting_for(pod: dict[str, Any], events: Sequence[dict[str, Any]] = ()) -> Waiting:
