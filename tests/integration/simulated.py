@@ -16,6 +16,7 @@ import selectors
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import kubetls
 from flame_backend.backends.kubernetes.manifest import LABEL, TOKEN_VOLUME
+from flame_backend.runner.control import _hello
 from flame_backend.runner.dial import dial
 from flame_backend.runner.parent import Parent, parse_parent
 from flame_backend.wire.frames import FrameDecoder, Kind, Limits, pack_frame
@@ -129,15 +131,12 @@ class Runners:
         )
         (volume,) = (item for item in spec["volumes"] if item["name"] == TOKEN_VOLUME)
         source = volume["projected"]["sources"][0]["serviceAccountToken"]
-        hello = {
-            "v": 1,
-            "runner": pod["metadata"]["name"],
-            "python": f"cpython-{sys.version_info[0]}.{sys.version_info[1]}",
-            "pid": 1,
-            "token": self._token(pod, source),
-        }
-        first = pack_frame(Kind.HELLO, json.dumps(hello).encode())
-        peer = Peer(parse_parent(text), first)
+        parent = parse_parent(text)
+        with tempfile.NamedTemporaryFile("w") as token:
+            token.write(self._token(pod, source))
+            token.flush()
+            hello = _hello(parent._replace(token_path=token.name))
+        peer = Peer(parent, pack_frame(Kind.HELLO, hello))
         self._controls.add(peer)
         return peer
 
