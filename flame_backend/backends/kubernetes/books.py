@@ -21,7 +21,7 @@ class Runner:
         now: The moment it was asked for.
 
     Attributes:
-        manifest: Its pod as posted, made once.
+        manifest: Its pod to post, made once; None again when it is there.
         sent: It was posted at least once, so that there may be a pod.
         posts: How often.
         uid: Of its pod; None until a POST was answered.

@@ -178,7 +178,7 @@ class Lifecycle:
 
     def _created(self, runner: Runner, uid: str) -> None:
         with self._lock:
-            runner.uid = uid
+            runner.uid, runner.manifest = uid, None
             over = runner.over
         if over:
             # It was given up while its POST was under way.
