@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import kubetls
-from flame_backend.backends.kubernetes import lifecycle
+from flame_backend.backends.kubernetes import disposal, lifecycle
 from flame_backend.backends.kubernetes.disposal import Disposal
 from flame_backend.backends.kubernetes.lifecycle import Lifecycle
 from flame_backend.backends.kubernetes.pace import CREATES_PER_SECOND
@@ -53,6 +53,8 @@ class Table:
         self.hold.set()
         self.entered = threading.Event()
         self.known: dict[str, Any] = {}
+        self.kubelets = True
+        self.graces: list[int] = []
 
     def manifest(self, name: str) -> dict[str, Any]:
         if name == "bad":
@@ -78,9 +80,17 @@ class Table:
             raise AWAY
         return self.known[name]  # type: ignore[no-any-return]
 
-    def delete(self, name: str, uid: str, _grace: int) -> None:
+    def kubelet_answers(self, _name: str) -> bool:
+        return self.kubelets
+
+    def all(self) -> dict[str, str]:
+        return {uid: name for name, (uid, _) in self.there.items()}
+
+    def delete(self, name: str, uid: str, grace: int) -> None:
         self.deleted.append(uid)
-        self.there.pop(name, None)
+        self.graces.append(grace)
+        if self.kubelets or grace == 0:
+            self.there.pop(name, None)
 
     def is_ours(self, found: dict[str, Any]) -> bool:
         return not found["metadata"]["name"].startswith("foreign")
@@ -149,8 +159,8 @@ class World:
         self.table, self.clock, self.sink = Table(), Clockwork(), Sink()
         parts: Any = (self.table, self.table)
         pods: Any = self.table
-        disposal = Disposal(pods, self.clock.work, self.clock.after)
-        around: Any = (disposal, self.sink, self.table, self.clock)
+        self.disposal = Disposal(pods, self.clock.work, self.clock.after)
+        around: Any = (self.disposal, self.sink, self.table, self.clock)
         self.life = Lifecycle(
             *parts,
             *around,
@@ -377,6 +387,60 @@ def test_loss_that_nobody_explains_is_told_in_time(
     error = world.end_of()
     assert isinstance(error, RunnerLost)
     assert ("Unknown", "its zygote ended with signal 9") == (error.reason, error.detail)
+
+
+def test_loss_beside_a_kubelet_that_is_silent_is_the_nodes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pod shows as running, and would for most of a minute."""
+    monkeypatch.setattr(lifecycle, "CAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(lifecycle, "LOOK_SECONDS", 0.05)
+    world.ready()
+    world.table.kubelets = False
+    running = pod({"running": {}}, READY, phase="Running", metadata={"uid": "uid-p-1"})
+    world.table.known["p-1"] = running
+    world.life.gone("p-1", "nothing heard for 30 s")
+    error = world.end_of()
+    assert isinstance(error, RunnerLost)
+    assert "NodeLost" == error.reason
+    assert error.detail.endswith(" does not answer; nothing heard for 30 s")
+
+
+def test_pod_of_a_node_that_is_gone_is_removed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody confirms its end: after a while its object goes without."""
+    monkeypatch.setattr(disposal, "FORCE_SECONDS", -0.9)
+    world.ready()
+    world.table.kubelets = False
+    world.life.end("p-1", 0.0)
+    world.until(lambda: not world.table.there)
+    assert [1, 0] == world.table.graces
+
+
+def test_pod_that_has_gone_is_not_removed_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watch has told of its end: no further request."""
+    monkeypatch.setattr(disposal, "FORCE_SECONDS", -0.7)
+    world.ready()
+    world.life.end("p-1", 0.0)
+    world.until(lambda: world.table.graces == [1])
+    world.life.pod_changed("p-1", pod(metadata={"uid": "uid-p-1"}), True)
+    time.sleep(0.4)
+    assert [1] == world.table.graces
+
+
+def test_close_leaves_no_pod_of_a_node_that_is_gone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has waited as long as it does for any."""
+    monkeypatch.setattr(disposal, "GONE_SECONDS", 0.3)
+    world.ready()
+    world.table.kubelets = False
+    world.disposal.close(0.0)
+    assert [1, 0] == world.table.graces
+    assert not world.table.there
 
 
 def test_loss_that_the_watch_does_not_tell_is_looked_up(

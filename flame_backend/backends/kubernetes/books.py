@@ -32,13 +32,15 @@ class Runner:
         phases: What it waited for so far, with the moments at which that began.
         ready: It was reported to the pool.
         gone: What was seen when its control link ended; None while it stands.
+        mute: Its kubelet was asked, and has not answered.
         look_at: When its boot is judged next.
         over: It is out of the books; whatever comes later is ignored.
     """
 
     __slots__ = (
-        "clock", "events", "gone", "look_at", "manifest", "name", "nonce", "over",
-        "phases", "pod", "posts", "ready", "removed", "sent", "started", "state", "uid",
+        "clock", "events", "gone", "look_at", "manifest", "mute", "name", "nonce",
+        "over", "phases", "pod", "posts", "ready", "removed", "sent", "started",
+        "state", "uid",
     )  # fmt: skip
 
     def __init__(self, name: str, nonce: str, clock: BootClock, now: float) -> None:
@@ -57,6 +59,7 @@ class Runner:
         self.phases: list[tuple[str, float]] = [("create", now)]
         self.ready = False
         self.gone: str | None = None
+        self.mute = False
         self.look_at = math.inf
         self.over = False
 

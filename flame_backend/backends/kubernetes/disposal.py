@@ -28,6 +28,14 @@ logger = logging.getLogger("flame_backend.kubernetes")
 GONE_SECONDS: Final = 40.0
 """How long close() waits for pods to be gone, above their grace period."""
 
+FORCE_SECONDS: Final = 60.0
+"""After its grace period a pod has that long before its node counts as gone.
+
+A pod is an object until its kubelet says that its containers have ended, and the
+kubelet of a dead node never does. What may still run there has lost its link, is
+admitted by nobody and ends by itself.
+"""
+
 POLL_SECONDS: Final = 0.2
 
 
@@ -68,8 +76,8 @@ class Disposal:
         self._later = later
         self._lock = threading.Lock()
         self._left: set[Remains] = set()
-        # Deleting twice is harmless, and a request for nothing.
-        self._asked: set[str] = set()
+        # Names of pods that were told to go and still show, by UID.
+        self._asked: dict[str, str] = {}
 
     def take(self, remains: Remains, keep: float = 0.0) -> None:
         """See to it that a pod goes, after some seconds if it is to be kept."""
@@ -86,6 +94,11 @@ class Disposal:
             return uid in self._asked or any(
                 remains.name == name for remains in self._left
             )
+
+    def gone(self, uid: str) -> None:
+        """A pod is no object any more."""
+        with self._lock:
+            self._asked.pop(uid, None)
 
     def _start(self, remains: Remains, attempt: int) -> None:
         self._work(lambda: self._try(remains, attempt))
@@ -106,9 +119,28 @@ class Disposal:
         if uid is not None:
             remains.uid = uid
             self._pods.delete(remains.name, uid, remains.grace)
-            self._asked.add(uid)
+            with self._lock:
+                self._asked[uid] = remains.name
+            self._force_after(remains.grace + FORCE_SECONDS, uid)
         with self._lock:
             self._left.discard(remains)
+
+    def _force_after(self, seconds: float, uid: str) -> None:
+        self._later(seconds, lambda: self._work(lambda: self._force(uid)))
+
+    def _force(self, uid: str) -> None:
+        """Remove a pod's object without its kubelet's word; in a worker."""
+        with self._lock:
+            name = self._asked.get(uid)
+        if name is None:
+            return
+        try:
+            self._pods.delete(name, uid, 0)
+        except kubetls.KubeTLSError as error:
+            logger.warning("runner pod %s is not removed yet: %s", name, error)
+            self._force_after(FORCE_SECONDS, uid)
+        else:
+            self.gone(uid)
 
     def close(self, grace: float) -> None:
         """Delete what is left and wait until no pod of the pool is there."""
@@ -121,7 +153,15 @@ class Disposal:
             if there:
                 time.sleep(POLL_SECONDS)
         if there:
-            logger.warning("runner pods may be left; the next start sweeps them")
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Remove the objects of pods that were told to go and have not."""
+        with self._lock:
+            asked = list(self._asked)
+        for uid in asked:
+            self._force(uid)
+        logger.warning("runner pods did not end in time: %d were removed", len(asked))
 
     def _delete_all(self) -> bool:
         """Delete every pod of the pool, known or not; False when there is none."""
@@ -130,7 +170,10 @@ class Disposal:
         for remains in left:
             self._delete(remains)
         found = self._pods.all()
-        for uid in found.keys() - self._asked:
+        with self._lock:
+            unasked = found.keys() - self._asked.keys()
+        for uid in unasked:
             self._pods.delete(found[uid], uid, 1)
-            self._asked.add(uid)
+            with self._lock:
+                self._asked[uid] = found[uid]
         return bool(found)

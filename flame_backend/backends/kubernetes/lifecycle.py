@@ -280,9 +280,11 @@ class Lifecycle:
     def _stray(self, name: str, pod: dict[str, Any], *, removed: bool) -> None:
         """Delete a pod that came of a POST whose answer was lost, and too late."""
         metadata = pod["metadata"]
+        uid = metadata["uid"]
+        if removed:
+            self._disposal.gone(uid)
         if removed or metadata.get("deletionTimestamp"):
             return
-        uid = metadata["uid"]
         if not self._disposal.knows(name, uid) and self._pods.is_ours(pod):
             self._disposal.take(Remains(name, "", uid))
 
@@ -341,11 +343,18 @@ class Lifecycle:
             else:
                 runner.pod = pod
             self._sum_up(runner)
+            if runner.end() is None:
+                # The answer may take longer than callers wait.
+                runner.mute = True
+                runner.mute = not self._pods.kubelet_answers(runner.name)
 
     def _silent(self, runner: Runner) -> Cause:
         cause = runner.end()
         if cause is None and runner.pod is not None:
             cause = silence_of(runner.pod)
+        if cause is None and runner.mute:
+            words = f"the kubelet of {runner.node} does not answer; {runner.gone}"
+            cause = Cause(name="NodeLost", words=words)
         return cause or Cause(name="Unknown", words=runner.gone or "")
 
     def _ended(self, runner: Runner, cause: Cause) -> None:

@@ -26,6 +26,8 @@ NONCE: Final = f"{LABEL}/nonce"
 
 LOG_LINES: Final = 20
 
+KUBELET_TIMEOUT: Final = kubetls.Timeout(connect=2.0, read=2.0)
+
 # The request may have been carried out: whoever sent it must look.
 _UNSURE: Final = (
     kubetls.AlreadyExists,
@@ -127,6 +129,24 @@ class Pods:
         except kubetls.KubeTLSError:
             return ""
         return b"\n".join(lines).decode(errors="replace").strip()
+
+    def kubelet_answers(self, name: str) -> bool:
+        """Ask a pod's kubelet for its log; False when no answer comes.
+
+        True as well where logs may not be read: nothing is known then.
+        """
+        if not self._logs:
+            return True
+        query = {"container": RUNNER_CONTAINER, "tailLines": 1}
+        try:
+            self._session.request(
+                "GET", f"{self.path}/{name}/log", query=query, timeout=KUBELET_TIMEOUT
+            )
+        except (kubetls.BadRequest, kubetls.Forbidden, kubetls.NotFound):
+            return True
+        except kubetls.KubeTLSError:
+            return False
+        return True
 
     def _tail(self, name: str) -> Iterator[bytes]:
         return self._session.logs(
