@@ -121,7 +121,8 @@ class Disposal:
             self._pods.delete(remains.name, uid, remains.grace)
             with self._lock:
                 self._asked[uid] = remains.name
-            self._force_after(remains.grace + FORCE_SECONDS, uid)
+            if remains.grace:  # without one its object has gone at once
+                self._force_after(remains.grace + FORCE_SECONDS, uid)
         with self._lock:
             self._left.discard(remains)
 
