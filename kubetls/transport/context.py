@@ -16,10 +16,13 @@ the context is built by hand and is the same everywhere.
 from __future__ import annotations
 
 import _ssl
+import re
 import ssl
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from kubetls.errors import ContextRefused, CredentialMalformed
+from kubetls.errors import ContextRefused, CredentialMalformed, CredentialMissing
 from kubetls.identity.verify import VerifiedIdentity, verify_identity
 from kubetls.transport.client_key import load_client_certificate
 from kubetls.transport.sockets import VerifiedObject, VerifiedSocket
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
     from kubetls.identity.names import ReferenceId
 
 ALPN_PROTOCOLS: Final = ("http/1.1",)
+
+# How a folder of anchors names them: hash of the subject, and a number.
+_HASHED: Final = re.compile(r"[0-9a-f]{8}\.[0-9]+\Z")
 
 # SSL_OP_LEGACY_SERVER_CONNECT and SSL_OP_ALLOW_UNSAFE_LEGACY_RENEGOTIATION, which an
 # OPENSSL_CONF can switch on for every context, and SSL_OP_IGNORE_UNEXPECTED_EOF, which
@@ -81,13 +87,14 @@ class LockedContext(ssl.SSLContext):
         self._sealed = True
 
     def _state_now(self) -> tuple[Any, ...]:
-        # get_ca_certs leaves out anchors that are no CA; the counts hold those.
+        # get_ca_certs leaves out anchors that are no CA; the counts hold those. Sorted:
+        # OpenSSL sorts its store by subject with the first search in it.
         stats = self.cert_store_stats()
         return (
             (self.options, self.verify_flags, self.security_level),
             (self.minimum_version, self.maximum_version, self.keylog_filename),
             (stats["x509"], stats["crl"]),
-            tuple(self.get_ca_certs(binary_form=True)),
+            tuple(sorted(self.get_ca_certs(binary_form=True))),
         )
 
     def check_unchanged(self) -> None:
@@ -314,7 +321,7 @@ def locked_context(
 
 def _load_anchors(context: LockedContext, anchors: TrustAnchors) -> None:
     if anchors.system:
-        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+        _load_system_anchors(context)
         return
     try:
         context.load_verify_locations(cadata=b"".join(anchors.certificates))
@@ -323,3 +330,22 @@ def _load_anchors(context: LockedContext, anchors: TrustAnchors) -> None:
         raise CredentialMalformed("CA bundle", reason) from None
     if context.cert_store_stats()["x509"] != len(anchors.certificates):
         raise CredentialMalformed("CA bundle", "OpenSSL did not load all certificates")
+
+
+def _load_system_anchors(context: LockedContext) -> None:
+    """Load the whole of the operating system's store, now.
+
+    OpenSSL reads the folder when a server asks for one of its anchors, which is no
+    different from other code that adds one.
+    """
+    paths = ssl.get_default_verify_paths()
+    files = [Path(paths.cafile)] if paths.cafile else []
+    if paths.capath:
+        found = Path(paths.capath).iterdir()
+        files += sorted(file for file in found if _HASHED.match(file.name))
+    for file in files:
+        # As OpenSSL has it: what does not load there anchors nothing.
+        with suppress(OSError):
+            context.load_verify_locations(cafile=file)
+    if not context.cert_store_stats()["x509"]:
+        raise CredentialMissing("the operating system's store", "holds no certificate")
