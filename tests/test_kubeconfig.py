@@ -115,6 +115,35 @@ def test_aliases_are_read(file: Path) -> None:
     assert "team-a" == kubeconfig(file).namespace
 
 
+@pytest.mark.parametrize(
+    ("expected", "fields"),
+    [
+        ("opaque-SECRET", "<<: *shared"),
+        ("own", "<<: *shared\n    token: own"),
+        ("own", "token: own\n    <<: *shared"),
+        ("first", "<<: [{token: first}, *shared]"),
+        (None, '"<<": *shared'),
+    ],
+)
+def test_merge_key_merges(expected: str | None, fields: str, file: Path) -> None:
+    """Passed over, it would send requests as nobody; kubectl merges (goyaml)."""
+    text = yaml.safe_dump(document(users=None)).replace("users: null\n", "")
+    file.write_text(
+        f"shared: &shared\n  token: opaque-SECRET\n{text}"
+        f"users:\n- name: ann\n  user:\n    {fields}\n"
+    )
+    assert expected == token_of(kubeconfig(file))
+
+
+def test_merged_field_is_judged_like_any_other(file: Path) -> None:
+    """What is refused is refused through a merge key as well."""
+    text = yaml.safe_dump(document())
+    weak = "weak: &weak {insecure-skip-tls-verify: true}\n"
+    file.write_text(weak + text.replace("cluster:\n", "cluster:\n    <<: *weak\n", 1))
+    with pytest.raises(InsecureConfigRefused):
+        kubeconfig(file)
+
+
 def test_numbers_and_dates_are_names(file: Path) -> None:
     """A context may be called 2024-01-01 or 007, unquoted, as for kubectl."""
     text = yaml.safe_dump(document()).replace("dev", "2024-01-01").replace("ann", "007")
@@ -403,6 +432,9 @@ BOMB = "a: &a [x]\n" + "".join(
         ("tag", b"a: !!set {b}"),
         ("a.b: stands there twice", b"a:\n  b: 1\n  b: 2\n"),
         ("a key must be text", b"{[a]: b}"),
+        ("a.<<: stands there twice", b"a: {<<: {b: SECRET}, <<: {c: d}}"),
+        ("a.<<: merges mappings only", b"a: {<<: SECRET}"),
+        ("a.<<: merges mappings only", b"a: {<<: [{b: c}, SECRET]}"),
         ("nested too deeply", b"[" * 5000),
         (
             "nested too deeply",

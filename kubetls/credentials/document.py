@@ -4,7 +4,7 @@ Only what kubeconfigs are made of: mappings, lists, text, true and false. Number
 dates stay text, as for kubectl (a context may be named 2024-01-01); `as_json` makes
 numbers of them where a plugin is to have them. Custom tags and
 repeated keys are refused: the first build objects, the second mean different things to
-different readers. Aliases expand within a budget.
+different readers. Aliases expand within a budget, and merge keys (`<<`) merge.
 """
 
 from __future__ import annotations
@@ -198,15 +198,37 @@ def _mapping(
     import yaml
 
     values: dict[str, Any] = {}
+    merged: dict[str, Any] | None = None
     for key_node, value_node in node.value:
         if not isinstance(key_node, yaml.ScalarNode):
             raise KubeconfigError(f"{file}: {path}", "a key must be text")
         key = key_node.value
         place = f"{path}.{escaped(key)}" if path else escaped(key)
-        if key in values:
+        merges = key_node.tag == f"{_TAG}merge"
+        if key in values or (merges and merged is not None):
             raise KubeconfigError(f"{file}: {place}", "stands there twice")
-        values[key] = _plain(value_node, file, place, seen)
-    return values
+        value = _plain(value_node, file, place, seen)
+        if merges:
+            merged = _merged(value, f"{file}: {place}")
+        else:
+            values[key] = value
+    return {**(merged or {}), **values}
+
+
+@leaves_no_frame
+def _merged(value: Any, place: str) -> dict[str, Any]:
+    """Return what a merge key brings; of several mappings the first has precedence.
+
+    Passed over, as unknown fields are, it would take a token or a stricter setting
+    away in silence.
+    """
+    parts = value if isinstance(value, list) else [value]
+    if not all(isinstance(part, dict) for part in parts):
+        raise KubeconfigError(place, "merges mappings only")
+    found: dict[str, Any] = {}
+    for part in reversed(parts):
+        found.update(part)
+    return found
 
 
 def _scalar(node: yaml.ScalarNode) -> str | bool | None:
