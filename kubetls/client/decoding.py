@@ -115,6 +115,9 @@ class Decoding(Generic[T]):
             NotDecoded: It is none.
         """
         parsed: _Page[T] = _decoded(self._pages.decode, body)
+        if parsed.kind == "Status":
+            msg = "a Status"
+            raise NotDecoded(msg)
         items = parsed.items or []
         if self._plain:
             # Lists leave these out of their items.

@@ -113,6 +113,9 @@ class Listing(Generic[T]):
                 # From here on whole, without pages: that is one consistent snapshot.
                 token, limit, first = "", None, True
                 continue
+            if token and page.continue_token == token:
+                reason = "the same continue token again; the list would never end"
+                raise ProtocolError(self._collection.path, reason, True)
             self.resource_version = page.resource_version
             token = page.continue_token
             yield first, page

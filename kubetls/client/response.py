@@ -15,6 +15,7 @@ from kubetls.errors import (
     ProtocolError,
     ReadTimeout,
 )
+from kubetls.identity.names import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +27,8 @@ BODY_BYTES: Final = 512 * 1024 * 1024
 
 CHUNK_BYTES: Final = 64 * 1024
 
-_LENGTH: Final = re.compile(r"[0-9]{1,18}")
+# RFC 9110 section 8.6, as wide as a length can be meant; not int()'s grammar.
+_LENGTH: Final = re.compile(r"[0-9]{1,18}\Z")
 
 
 class Response:
@@ -50,8 +52,8 @@ class Response:
         """The body, read whole, once.
 
         Raises:
-            ProtocolError: Too large, or neither Content-Length nor chunked, so that a
-                cut could not be told from the end.
+            ProtocolError: Too large, compressed, or not framed by a Content-Length or
+                by chunks, so that a cut could not be told from the end.
             ConnectionFailed: The connection ended inside the body.
             ReadTimeout: The server stopped sending.
         """
@@ -88,7 +90,7 @@ class Response:
         """Yield the body as it arrives; ends only at its proper end.
 
         Raises:
-            ProtocolError: Its end could not be told from a cut.
+            TransportError: As `data`.
         """
         self._require_framing()
         return self._parts(lambda: self._raw.read1(CHUNK_BYTES))
@@ -106,26 +108,22 @@ class Response:
         self._raw.release_conn()
 
     def _require_framing(self) -> None:
-        """Refuse a body whose end could not be told from a cut.
-
-        http.client reads up to the end of the connection where it does not understand
-        these headers. RFC 9112 sections 6.1 and 6.3, without their lenience.
-        """
         if self.status in {204, 304}:
             return
         coding = self.headers.get("Transfer-Encoding")
         length = self.headers.get("Content-Length")
-        reason = None
-        if coding is None and length is None:
-            reason = "a body without Content-Length; its end could not be told"
-        elif coding is not None and (coding.lower() != "chunked" or length is not None):
-            reason = "a Transfer-Encoding other than chunked, or a length beside it"
-        elif length is not None and not _LENGTH.fullmatch(length):
-            reason = "a Content-Length that is no number"
-        elif self.headers.get("Content-Encoding", "identity") != "identity":
-            reason = "a compressed body, which was not asked for"
-        if reason is not None:
+        # Exactly one of them, and of the strict form. What http.client takes for no
+        # length it reads to the end of the connection, and a cut is such an end.
+        told = _LENGTH.match(length or "") is not None
+        if coding is not None:
+            told = length is None and coding.lower() == "chunked"
+        if not told:
             self.close()
+            reason = "no single Content-Length nor chunks; its end could not be told"
+            raise ProtocolError(self.server, f"a body with {reason}", True)
+        if self.headers.get("Content-Encoding", "identity") != "identity":
+            self.close()
+            reason = "a compressed body, which was not asked for"
             raise ProtocolError(self.server, reason, True)
 
     def close(self) -> None:
@@ -178,7 +176,7 @@ def _breaks_http(cause: object) -> bool:
 
 def _cause(error: Exception) -> str:
     text = str(_last(error) or type(error).__name__)
-    return text.rsplit(">: ", 1)[-1][:200]
+    return escaped(text.rsplit(">: ", 1)[-1], 200)
 
 
 def _last(error: Exception) -> object:

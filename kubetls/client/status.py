@@ -107,12 +107,21 @@ def api_error(
     return error
 
 
-def error_of_event(status: dict[str, Any], path: str) -> ApiError:
-    """Make the typed error of an ERROR event inside a watch."""
+def is_failure(value: Any) -> bool:
+    """Tell whether what came with a 2xx is a Status that says the opposite."""
+    return (
+        isinstance(value, dict)
+        and value.get("kind") == "Status"
+        and value.get("status") == "Failure"
+    )
+
+
+def error_of_status(status: dict[str, Any], path: str, method: str) -> ApiError:
+    """Make the typed error of a Status that came with a 2xx, or in a watch's event."""
     code = status.get("code")
     number = code if isinstance(code, int) and 400 <= code < 600 else 500
     body = json.dumps(status).encode()
-    return api_error(number, {}, body, method="WATCH", path=path, now=0.0)
+    return api_error(number, {}, body, method=method, path=path, now=0.0)
 
 
 def retry_after_seconds(value: str | None, now: float) -> float | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from kubetls.client.status import error_of_status, is_failure
 from kubetls.errors import ConfigError, ProtocolError
 
 if TYPE_CHECKING:
@@ -195,6 +196,9 @@ class Verbs:
     def _verb(self, method: str, path: str, **kwargs: Any) -> dict[str, Any]:
         response = self._exchange.request(method, path, **kwargs)
         parsed = response.json()
+        if is_failure(parsed):
+            # As client-go: a proxy or an aggregated server may have lost the code.
+            raise error_of_status(parsed, path.partition("?")[0], method)
         if isinstance(parsed, dict):
             return parsed
         reason = f"the body of a {response.status} response is no JSON object"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from kubetls.client.decoding import NotDecoded
 from kubetls.client.lines import whole_lines
-from kubetls.client.status import error_of_event
+from kubetls.client.status import error_of_status
 from kubetls.client.stream import TRANSIENT, Event, Stream
 from kubetls.errors import Expired, ProtocolError
 
@@ -140,7 +140,7 @@ class Watch(Stream):
         except NotDecoded as error:
             raise ProtocolError(path, f"no event: {error}", True) from None
         if parsed.type == "ERROR":
-            raise error_of_event(parsed.object, path)
+            raise error_of_status(parsed.object, path, "WATCH")
         if parsed.type not in {"ADDED", "MODIFIED", "DELETED", "BOOKMARK"}:
             raise ProtocolError(path, "an event of unknown type", True)
         if parsed.type == "BOOKMARK" or (parsed.type != "ADDED" and not self._initial):

@@ -57,8 +57,13 @@ _GONE: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 _PROBE_SECONDS: Final = 5.0
 
-INTERIM_RESPONSES: Final = 16
-"""Kubernetes sends none, a proxy before it one or two."""
+INTERIM_RESPONSES: Final = 5
+"""Answers "100 Continue" that are skipped; as many as Go's client takes."""
+
+TRAILER_FIELDS: Final = 100
+"""Fields after a chunked body that are skipped; as many as headers may have."""
+
+_LINE_BYTES: Final = 65536
 
 _MINT: Final = object()
 
@@ -108,22 +113,35 @@ class Lease:
         self._connection.interrupt(self)
 
 
-class _Answer(http.client.HTTPResponse):
-    """A response; http.client would wait through any number of interim ones (1xx)."""
+class _BoundedResponse(http.client.HTTPResponse):
+    """A response whose beginning and end are bounded; the library bounds the rest.
 
-    _left = INTERIM_RESPONSES
+    It skips interim responses and trailer fields without counting, and as data keep
+    arriving no timeout would ever end that.
+    """
+
+    _beginnings = 0
 
     def _read_status(self) -> Any:
-        if not self._left:
-            raise http.client.UnknownProtocol("too many interim responses")
-        self._left -= 1
-        return super()._read_status()  # type: ignore[misc]
+        self._beginnings += 1
+        if self._beginnings > INTERIM_RESPONSES + 1:
+            msg = f"more than {INTERIM_RESPONSES} interim responses"
+            raise http.client.HTTPException(msg)
+        return super()._read_status()  # type: ignore[misc]  # not in typeshed
+
+    def _read_and_discard_trailer(self) -> None:
+        for _ in range(TRAILER_FIELDS + 1):
+            line = self.fp.readline(_LINE_BYTES)
+            if line in {b"\r\n", b"\n", b""}:
+                return
+        msg = f"more than {TRAILER_FIELDS} trailer fields"
+        raise http.client.HTTPException(msg)
 
 
 class VerifiedConnection(HTTPSConnection):
     """One connection to one API server."""
 
-    response_class = _Answer
+    response_class = _BoundedResponse
 
     def __init__(self, *args: Any, guard: Guard, **kwargs: Any) -> None:
         for name in (
