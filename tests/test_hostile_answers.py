@@ -6,12 +6,15 @@ never an empty list or half a body taken for an answer.
 
 from __future__ import annotations
 
+import logging
 import threading
+import traceback
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kubetls.errors import (
+    BadRequest,
     ConnectionFailed,
     Forbidden,
     InternalError,
@@ -20,7 +23,7 @@ from kubetls.errors import (
     WatchClosed,
 )
 from tests.servers import CHUNKED, Answer, Request, Server, answer, chunk, response
-from tests.test_hostile_server import GOOD, open_session
+from tests.test_hostile_server import GOOD, TOKEN, open_session
 
 if TYPE_CHECKING:
     import ssl
@@ -203,6 +206,27 @@ def test_failure_that_came_with_200_is_an_error(method: str, tmp_path: Path) -> 
         with pytest.raises(InternalError):
             verb("/api/v1/namespaces/a")
         assert "Success" == verb("/api/v1/namespaces/a")["status"]
+
+
+def test_token_that_a_server_repeats_does_not_show(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Proxies show the header they did not like; errors and warnings get logged."""
+
+    def talk(tls: ssl.SSLSocket, request: Request) -> None:
+        said = request.headers["Authorization"]
+        assert TOKEN in said
+        body = said.encode()
+        tls.sendall(response(body, f'Warning: 299 - "{said}"', status="400 Bad"))
+
+    with caplog.at_level(logging.DEBUG):
+        error = refused(tmp_path, talk)
+    assert isinstance(error, BadRequest)
+    assert "Bearer [hidden]" in error.message
+    shown = traceback.TracebackException.from_exception(error, capture_locals=True)
+    told = repr(error) + caplog.text + "".join(shown.format())
+    assert "Bearer [hidden]" in caplog.text
+    assert TOKEN not in told
 
 
 @pytest.mark.parametrize(

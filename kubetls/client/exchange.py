@@ -217,7 +217,7 @@ class Exchange:
             1000 * (time.monotonic() - started),
             response.headers.get("Audit-Id", "-"),
         )
-        return self._judged(response, request)
+        return self._judged(response, request, generation)
 
     def _sent(self, request: _Request, generation: Generation) -> Response:
         while True:
@@ -239,8 +239,10 @@ class Exchange:
                 continue
             return Response(raw, self.server)
 
-    def _judged(self, response: Response, request: _Request) -> Response | KubeTLSError:
-        self._surface_warnings(response)
+    def _judged(
+        self, response: Response, request: _Request, generation: Generation
+    ) -> Response | KubeTLSError:
+        self._surface_warnings(response, generation)
         if response.status < 300:
             return response
         if response.status < 400:
@@ -249,18 +251,19 @@ class Exchange:
         return api_error(
             response.status,
             response.headers,
-            response.data,
+            without_token(response.data, generation),
             method=request.method,
             path=request.path.partition("?")[0],
             now=time.time(),
         )
 
-    def _surface_warnings(self, response: Response) -> None:
+    def _surface_warnings(self, response: Response, generation: Generation) -> None:
         """Log what the server warns of (deprecated versions, unknown fields), once."""
         value = response.headers.get("Warning")
         if value is None:
             return
-        for text in warning_texts(value):
+        shown = without_token(value.encode("latin-1", "replace"), generation)
+        for text in warning_texts(shown.decode("latin-1")):
             if text not in self._warned and len(self._warned) < WARNINGS:
                 self._warned.add(text)
                 logger.warning("%s warns: %s", self.server, text)
@@ -376,6 +379,15 @@ def _same_tls(one: Generation, other: Generation) -> bool:
         one.anchors == other.anchors
         and one.client_certificate == other.client_certificate
     )
+
+
+def without_token(told: bytes, generation: Generation) -> bytes:
+    """Return what a server says without the token it was sent.
+
+    Proxies repeat the header of a request they do not like, and errors are logged.
+    """
+    token = generation.token
+    return told if token is None else told.replace(token.reveal().encode(), b"[hidden]")
 
 
 def _forget_connections() -> None:
