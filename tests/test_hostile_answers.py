@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kubetls.client.paths import path
 from kubetls.errors import (
     BadRequest,
+    ConfigError,
     ConnectionFailed,
     Forbidden,
     InternalError,
@@ -239,3 +241,12 @@ def test_what_is_no_http_is_shown_escaped(line: bytes, tmp_path: Path) -> None:
         tls.sendall(line + b"\r\n\r\n")
 
     assert str(refused(tmp_path, talk)).isprintable()
+
+
+@pytest.mark.parametrize("text", ["", ".", "..", "a/b", "a%2fb", "a\nb", "\ud800"])
+def test_hostile_segment_is_refused(text: str) -> None:
+    """One typed error, whatever the text (client-go, rest: TestInvalidSegments)."""
+    with pytest.raises(ConfigError):
+        path("v1", "pods", text)
+    with pytest.raises(ConfigError):
+        path("v1", "pods", "x", namespace=text)

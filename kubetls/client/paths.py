@@ -17,7 +17,8 @@ _VERSION: Final = re.compile(r"(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?/)?v[0-9][a-z0
 _PLURAL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
 # What "path segment name" validation in the API server leaves: anything but "." and
 # "..", "/" and "%". RBAC names hold colons.
-_FORBIDDEN: Final = re.compile(r"[/%\x00-\x20\x7f]")
+# Lone surrogates have no UTF-8.
+_FORBIDDEN: Final = re.compile(r"[/%\x00-\x20\x7f\ud800-\udfff]")
 
 
 def path(
