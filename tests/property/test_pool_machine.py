@@ -65,6 +65,10 @@ single = st.builds(
 )
 
 
+ROUNDING = 1e-6
+"""Seconds; sums of floats."""
+
+
 class PoolMachine(RuleBasedStateMachine):
     """Calls come and go, runners boot, fail, lose slots and vanish, time passes."""
 
@@ -135,7 +139,7 @@ class PoolMachine(RuleBasedStateMachine):
         if reason == "unneeded":
             self.unneeded(runner)
         if reason == "lifetime":
-            assert self.age(runner) >= self.sizing.max_lifetime
+            assert self.age(runner) >= self.sizing.max_lifetime - ROUNDING
         self.forget(runner)
 
     def unneeded(self, runner: str) -> None:
