@@ -162,6 +162,8 @@ def _decoded(decode: Callable[[Any], Any], body: bytes | msgspec.Raw) -> Any:
         return decode(body)
     except RecursionError:
         raise NotDecoded("nested too deeply") from None
+    except UnicodeDecodeError:
+        raise NotDecoded("not UTF-8") from None
     except ValueError as error:
         raise NotDecoded(escaped(str(error), 200)) from None
 
