@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import kubetls
 from flame_backend import BootError, RunnerLost
 from tests.integration.stage import Agent, Play, Stage, staged
 
@@ -61,7 +63,8 @@ def taint(stage: Stage, name: str) -> None:
 def collect(stage: Stage, name: str) -> None:
     """Mark, fail and remove a pod, as the collector does after its node's deletion."""
     stage.status(name, phase="Failed", conditions=[COLLECTED])
-    stage.session.delete(f"{stage.path}/{name}", grace=0)
+    with suppress(kubetls.NotFound):  # the pool may have been first
+        stage.session.delete(f"{stage.path}/{name}", grace=0)
 
 
 def fall_silent(stage: Stage, name: str) -> None:
