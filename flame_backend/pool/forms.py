@@ -5,7 +5,6 @@ Shared by a pool and by its views with other options.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -92,6 +91,8 @@ class Forms:
 
         A task that is cancelled meanwhile cancels the call.
         """
+        import asyncio  # whoever awaits has it loaded; other programs do without
+
         return await asyncio.wrap_future(self.submit(fn, *args, **kwargs))
 
     def cast(
