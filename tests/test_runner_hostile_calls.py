@@ -253,7 +253,8 @@ def pool(tmp_path: Path) -> Iterator[flame.Pool]:
         assert marked(f"HOSTILE_TEST={tmp_path}")
     assert [] == marked(f"HOSTILE_TEST={tmp_path}")
     assert below_before == below(os.getpid())
-    assert open_before == descriptors()
+    # Fewer when something of an earlier test was closed meanwhile.
+    assert descriptors() <= open_before
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.function.__name__)
