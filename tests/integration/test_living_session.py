@@ -59,8 +59,8 @@ def test_a_list_of_3000_is_one_snapshot_while_objects_go(
     control_plane: ControlPlane, tmp_path: Path
 ) -> None:
     """Pages of 100 with deletes going on: each object once, none invented."""
-    with opened(control_plane, tmp_path, "many") as session:
-        maps = kubetls.path("v1", "configmaps", namespace="many")
+    with opened(control_plane, tmp_path, "listed") as session:
+        maps = kubetls.path("v1", "configmaps", namespace="listed")
         names = [f"m{number:04d}" for number in range(3000)]
         made(session, maps, names)
         listing = session.list(maps, limit=100)
