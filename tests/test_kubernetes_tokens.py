@@ -54,11 +54,22 @@ def test_key_that_stands_twice_is_refused() -> None:
         verified_claims(sign(claims()), keys, EXPECTED, NOW)
 
 
-def test_key_for_encryption_is_refused() -> None:
-    """A key says what it is for."""
-    keys = {"keys": [jwk(RSA, "rsa", "RS256") | {"use": "enc"}]}
-    with pytest.raises(LinkUnauthenticated):
+@pytest.mark.parametrize(
+    "purpose",
+    [{"use": "enc"}, {"key_ops": ["sign"]}, {"key_ops": []}, {"key_ops": "verify"}],
+    ids=str,
+)
+def test_key_for_another_purpose_is_refused(purpose: dict[str, Any]) -> None:
+    """A key says what it is for; Wycheproof's rejectWrongKeyOps."""
+    keys = {"keys": [jwk(RSA, "rsa", "RS256") | purpose]}
+    with pytest.raises(LinkUnauthenticated, match="another purpose"):
         verified_claims(sign(claims()), keys, EXPECTED, NOW)
+
+
+def test_key_that_lists_verification_is_taken() -> None:
+    """As some issuers write it."""
+    keys = {"keys": [jwk(RSA, "rsa", "RS256") | {"key_ops": ["verify"]}]}
+    assert verified_claims(sign(claims()), keys, EXPECTED, NOW)
 
 
 def test_key_without_an_id_is_nobodys() -> None:

@@ -164,6 +164,12 @@ def _key(jwks: Mapping[str, Any], kid: str, algorithm: str) -> dict[str, Any]:
         _refuse("a key of another kind")
     if key.get("use") not in {None, "sig"} or key.get("alg") not in {None, algorithm}:
         _refuse("a key for another purpose")
+    # RFC 7517 section 4.3: where operations are listed, no other is meant.
+    operations = key.get("key_ops")
+    if operations is not None and (
+        not isinstance(operations, list) or "verify" not in operations
+    ):
+        _refuse("a key for another purpose")
     return key
 
 
