@@ -208,6 +208,7 @@ TABLE = {
     "flame_backend.wire.functions": "edges",
     "flame_backend.wire.hashing": "rules",
     "flame_backend.wire.link": "edges",
+    "flame_backend.wire.lookout": "edges",
     "flame_backend.wire.main_script": "edges",
     "flame_backend.wire.rebuilding": "edges",
     "flame_backend.wire.stack": "edges",

@@ -29,6 +29,7 @@ from flame_backend.wire.frames import (
     parse_header,
     parse_lengths,
 )
+from flame_backend.wire.lookout import Lookout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -65,8 +66,8 @@ class Link:
     __slots__ = (
         "_buffer",
         "_end",
+        "_lookout",
         "_read",
-        "_receive",
         "_send",
         "_start",
         "_view",
@@ -85,7 +86,7 @@ class Link:
         self._read = sock.recv_into
         self._write = sock.sendall
         # The same without a detour, where TLS has one: a few microseconds each.
-        self._receive: Callable[[int], bytes] = getattr(sock, "read", sock.recv)
+        self._lookout = Lookout(sock, getattr(sock, "read", sock.recv))
         self._send: Callable[[bytes], Any] = (
             self._write_record if hasattr(sock, "write") else sock.sendall
         )
@@ -191,7 +192,7 @@ class Link:
         if self._start != self._end:
             return None
         try:
-            data = self._receive(SMALL_READ_BYTES)
+            data = self._lookout.receive(SMALL_READ_BYTES)
         except OSError as error:
             raise _translated(error) from error
         length = len(data) - HEADER_BYTES
