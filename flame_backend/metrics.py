@@ -28,13 +28,13 @@ BOOT_SECONDS: Final = (0.03, 0.1, 0.3, 1, 2, 3, 5, 10, 20, 30, 60, 120, 300, 600
 
 _GAUGES: Final = {
     "flame_runners_max": "Most runners the pool may have.",
-    "flame_runners": "Runners there are, by state: booting, idle, busy or draining.",
+    "flame_runners": "Runners there are, by their state.",
     "flame_slots_idle": "Slots that could take a call at once.",
     "flame_calls_running": "Calls that run.",
     "flame_calls_waiting": "Calls that wait for a slot.",
     "flame_boot_failures": "Failed boots in a row.",
 }
-_STATES: Final = ("booting", "idle", "busy", "draining")
+_STATES: Final = ("booting", "idle", "busy", "suspect", "draining")
 
 
 class Metrics:

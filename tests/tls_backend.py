@@ -177,6 +177,10 @@ class TlsBackend:
         """Pass it on."""
         self._sink.draining(agent, reason)
 
+    def agent_silent(self, agent: str, *, silent: bool) -> None:
+        """Pass it on."""
+        self._sink.suspect(agent, silent=silent)
+
     def agent_gone(self, agent: str, reason: str, *, expected: bool) -> None:
         """Tell the loss."""
         if self.closing:

@@ -116,6 +116,9 @@ class Sink(Protocol):
     def draining(self, runner: str, reason: str) -> None:
         """A runner was told to end: calls that run may finish, others go elsewhere."""
 
+    def suspect(self, runner: str, *, silent: bool) -> None:
+        """Nothing was heard of a ready runner for a while; False: it speaks again."""
+
     def lost(self, runner: str, error: RunnerLost) -> None:
         """A ready runner is gone, with the cause as far as it is known."""
 

@@ -67,6 +67,9 @@ class Events(Protocol):
     def agent_draining(self, agent: str, reason: str) -> None:
         """The agent was told to end; calls that run may finish."""
 
+    def agent_silent(self, agent: str, *, silent: bool) -> None:
+        """Three heartbeats have not come; False: the agent speaks again."""
+
     def agent_gone(self, agent: str, reason: str, *, expected: bool) -> None:
         """The control link ended; expected when the agent had said why."""
 
@@ -193,17 +196,31 @@ class Hub:
         if not self._agents:
             self._beating = False
             return
-        now = time.monotonic()
         for link in list(self._agents.values()):
-            silent = now - link.heard
-            if silent > DEAD_SECONDS:
-                self._lose(link, f"silent for {DEAD_SECONDS:g} s")
-                continue
+            self._listen(link)
             self._tell(link.name, pack_frame(Kind.PING))
-            if silent > SUSPECT_SECONDS and not link.suspected:
-                self._logger.warning("%s: silent for %.0f s", link.name, silent)
-            link.suspected = silent > SUSPECT_SECONDS
         self._loop.after(HEARTBEAT_SECONDS, self._beat)
+
+    def _listen(self, link: ControlLink) -> None:
+        """Judge how long an agent has been silent, now and before the next beat."""
+        if self._agents.get(link.name) is not link:
+            return
+        silent = time.monotonic() - link.heard
+        if silent >= DEAD_SECONDS:
+            self._lose(link, f"silent for {DEAD_SECONDS:g} s")
+            return
+        if silent >= SUSPECT_SECONDS and not link.suspected:
+            self._logger.warning("%s: silent for %.0f s", link.name, silent)
+            link.suspected = True
+            self._events.agent_silent(link.name, silent=True)
+        for limit in (SUSPECT_SECONDS, DEAD_SECONDS):
+            if 0 < limit - silent < HEARTBEAT_SECONDS:
+                self._loop.after(limit - silent, lambda: self._listen(link))
+
+    def _trust(self, link: ControlLink) -> None:
+        self._logger.warning("%s: speaks again", link.name)
+        link.suspected = False
+        self._events.agent_silent(link.name, silent=False)
 
     def _serve(self, link: ControlLink, mask: int) -> None:
         if mask & WRITE:
@@ -227,7 +244,10 @@ class Hub:
             if self._agents.get(link.name) is not link or link.paused:
                 return False
             try:
-                for report in link.read():
+                reports = link.read()
+                if link.suspected:
+                    self._trust(link)
+                for report in reports:
                     self._hear(link, report)
             except (BlockingIOError, ssl.SSLWantReadError):
                 return bool(link.overdrawn())

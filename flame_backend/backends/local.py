@@ -298,6 +298,20 @@ class LocalBackend:
         for runner in runners:
             self._sink.draining(runner, reason)
 
+    def agent_silent(self, agent: str, *, silent: bool) -> None:
+        """The agent is stopped: calls and boots go elsewhere meanwhile."""
+        with self._lock:
+            found = self._agents.get(agent)
+            if found is None:
+                return
+            if silent:
+                self._retire(found)
+            elif self._current is None:
+                self._current = found
+            runners = list(found.runners)
+        for runner in runners:
+            self._sink.suspect(runner, silent=silent)
+
     def agent_gone(self, agent: str, reason: str, *, expected: bool) -> None:
         """Lose every runner of the agent."""
         del expected

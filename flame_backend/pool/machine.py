@@ -95,7 +95,9 @@ class Machine:
         if self._queue or not self._reuses:
             return False
         found = self.roster.runners.get(runner)
-        return found is not None and not found.draining and len(found.running) == 1
+        if found is None or found.draining or found.suspect:
+            return False
+        return len(found.running) == 1
 
     def submit(
         self,
@@ -210,6 +212,32 @@ class Machine:
             return []
         return [*self._retired(found, "drained"), *self._grown(now)]
 
+    def suspected(self, runner: str, now: float) -> list[Command]:
+        """Nothing is heard of a runner: no new calls there, until something is.
+
+        Its idle slots count as none, so that who waits gets another runner if there
+        may be one more.
+        """
+        found = self.roster.runners.get(runner)
+        if found is None or found.draining or found.suspect:
+            return []
+        self.roster.suspect(found)
+        return self._grown(now)
+
+    def heard(self, runner: str, now: float) -> list[Command]:
+        """A runner that was suspected speaks again: it takes calls as before."""
+        found = self.roster.suspects.get(runner)
+        if found is None:
+            return []
+        self.roster.clear_suspect(found)
+        commands: list[Command] = []
+        for slot in list(found.idle):
+            if self._queue:
+                self.roster.unsettle(found, slot)
+                commands += self._freed(found, slot, now)
+        self._weigh(now)
+        return commands
+
     def lost(self, runner: str, error: FlameError, now: float) -> list[Command]:
         """A ready runner is gone; its calls learn it from their links."""
         found = self.roster.runners.get(runner)
@@ -308,7 +336,7 @@ class Machine:
 
     def _freed(self, found: Runner, slot: int, now: float) -> list[Command]:
         """Give an open slot to the caller who waits longest, or keep it idle."""
-        if self._queue:
+        if self._queue and not found.suspect:
             call = self._waiting.pop()
             self.roster.seize(found, slot, call)
             return [Assign(call, found.name, slot)]

@@ -164,6 +164,15 @@ class Reports:
             deferred = self._settled(ledger.machine.draining(runner, now), now)
         ledger.carry_out(deferred)
 
+    def suspect(self, runner: str, *, silent: bool) -> None:
+        """Nothing was heard of a runner for a while, or something is again."""
+        ledger = self._ledger
+        with ledger.lock:
+            machine, now = ledger.machine, time.monotonic()
+            told = machine.suspected if silent else machine.heard
+            deferred = self._settled(told(runner, now), now)
+        ledger.carry_out(deferred)
+
     def lost(self, runner: str, error: RunnerLost) -> None:
         """A runner is gone; its callers learn why."""
         ledger = self._ledger

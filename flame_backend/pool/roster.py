@@ -23,6 +23,7 @@ class Runner:
         ready: Its boot is over.
         served: A slot of it has opened.
         draining: It takes no more calls, and ends with its last one.
+        suspect: Nothing is heard of it; no call goes there until something is.
         failures: Slots in a row that ended before they opened.
         idle: Slots without a call.
         running: Calls by slot.
@@ -34,7 +35,7 @@ class Runner:
 
     __slots__ = (
         "born", "draining", "failures", "idle", "load", "name", "ready", "reason",
-        "renewing", "running", "served", "tasks",
+        "renewing", "running", "served", "suspect", "tasks",
     )  # fmt: skip
 
     def __init__(self, name: str, born: float) -> None:
@@ -43,6 +44,7 @@ class Runner:
         self.ready = False
         self.served = False
         self.draining = False
+        self.suspect = False
         self.reason = ""
         self.failures = 0
         self.idle: dict[int, None] = {}
@@ -58,6 +60,8 @@ class Runner:
             return "draining"
         if not self.ready:
             return "booting"
+        if self.suspect:
+            return "suspect"
         return "busy" if self.running else "idle"
 
 
@@ -71,6 +75,7 @@ class Roster:
         alive: Runners that are not draining.
         busy: Calls that run on those.
         opening: Slots of those that are neither idle nor busy.
+        suspects: Those of which nothing is heard.
     """
 
     def __init__(self, sizing: Sizing) -> None:
@@ -85,6 +90,7 @@ class Roster:
         self.alive = 0
         self.busy = 0
         self.opening = 0
+        self.suspects: dict[str, Runner] = {}
 
     def __len__(self) -> int:
         return len(self.runners)
@@ -97,7 +103,8 @@ class Roster:
     @property
     def idle(self) -> int:
         """Slots that could take a call at once."""
-        return self.alive * self._slots - self.busy - self.opening
+        unsure = sum(len(found.idle) for found in self.suspects.values())
+        return self.alive * self._slots - self.busy - self.opening - unsure
 
     # ------------------------------------------------------------------ slots
 
@@ -156,9 +163,11 @@ class Roster:
         if running:
             self._rank(runner)
             return
-        # As `_rank`, in fewer steps.
         name = runner.name
         self.resting[name] = now
+        if runner.suspect:
+            return
+        # As `_rank`, in fewer steps.
         if runner.load > 0:
             del self._free[runner.load][name]
         self._free[0][name] = runner
@@ -187,6 +196,18 @@ class Roster:
         """Note that the first slot of a runner has opened."""
         runner.served = True
         self.serving[runner.name] = now
+
+    def suspect(self, runner: Runner) -> None:
+        """Give a runner no calls for now; it keeps those it has."""
+        runner.suspect = True
+        self.suspects[runner.name] = runner
+        self._rank(runner)
+
+    def clear_suspect(self, runner: Runner) -> None:
+        """Give a runner calls again."""
+        runner.suspect = False
+        self.suspects.pop(runner.name, None)
+        self._rank(runner)
 
     def retire(self, runner: Runner, reason: str) -> None:
         """Give a runner no more calls."""
@@ -222,12 +243,13 @@ class Roster:
         self.alive -= 1
         self.busy -= len(runner.running)
         self.opening -= self._slots - len(runner.idle) - len(runner.running)
+        self.suspects.pop(runner.name, None)
         self.serving.pop(runner.name, None)
         self.resting.pop(runner.name, None)
 
     def _rank(self, runner: Runner) -> None:
         """Put a runner among those of its load, if a call could go there."""
-        load = len(runner.running) if runner.idle else -1
+        load = len(runner.running) if runner.idle and not runner.suspect else -1
         if load == runner.load:
             return
         if runner.load >= 0:

@@ -17,7 +17,8 @@ class RunnerStatus:
 
     Attributes:
         name: Its name.
-        state: "booting", "idle", "busy" or "draining".
+        state: "booting", "idle", "busy", "suspect" (nothing is heard of it: no new
+            calls go there) or "draining".
         node: Where it is, "" until it is ready.
         age_s: Seconds since its boot began.
         calls: Calls it runs, placements among them.

@@ -176,6 +176,8 @@ class Agent:
 
     def _wait_ms(self) -> float:
         moments = [self._beat, time.monotonic() + self._pump.wait()]
+        if self._welcomed:
+            moments.append(self._control.heard + DEAD_SECONDS)
         if self._terminate is not None:
             moments.append(self._terminate[0])
         return max(0.0, min(moments) - time.monotonic()) * 1000 + 1
@@ -191,7 +193,7 @@ class Agent:
         elif not self._welcomed and now > self._failsafe_at:
             self._tell("no parent has welcomed this runner in time")
             self._exit = EXIT_FAILSAFE
-        elif self._welcomed and now > self._control.heard + DEAD_SECONDS:
+        elif self._welcomed and now >= self._control.heard + DEAD_SECONDS:
             self._exit = EXIT_PARENT_LOST
         elif self._terminate is not None and now >= self._terminate[0]:
             _, reason, code = self._terminate
@@ -256,9 +258,9 @@ class Agent:
             self._grace = float(facts["shutdown_timeout"])
             self._oom_kills = self._count_oom_kills()
         elif frame.kind is Kind.SHUTDOWN:
-            grace = float(json.loads(body)["grace"])
-            code = EXIT_OK if self._terminate is None else self._terminate[2]
-            self._terminate = (time.monotonic() + grace, "shutdown", code)
+            # Also after SIGTERM: the pod is deleted while this is on its way.
+            at = time.monotonic() + float(json.loads(body)["grace"])
+            self._terminate = (at, "shutdown", EXIT_OK)
         elif frame.kind not in {Kind.OPEN_SLOT, Kind.KILL_SLOT}:
             return
         self._relay(frame.kind, body)

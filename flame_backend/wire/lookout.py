@@ -31,9 +31,9 @@ MOST_RESTS: Final = 256
 DISTURBED_SECONDS: Final = 150e-6
 """Between two looks: this thread did not run, so others want to."""
 
-QUIET_SECONDS: Final = (0.02, 2.0)
-"""First and longest time without looking after that. The longest keeps what a look may
-cost then, a few slices of 3 ms, below a hundredth."""
+QUIET_SECONDS: Final = (0.02, 0.25)
+"""First and longest time without looking after that. The longest keeps what looking may
+cost, a slice of 3 ms each time, near a hundredth."""
 
 _LOOK: Final = getattr(socket, "MSG_DONTWAIT", 0)
 _PEEK: Final = _LOOK | socket.MSG_PEEK

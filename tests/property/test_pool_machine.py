@@ -87,6 +87,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.booting: set[str] = set()
         self.ready: set[str] = set()
         self.leaving: set[str] = set()
+        self.suspects: set[str] = set()
         self.served: set[str] = set()
         self.since: dict[str, float] = {}
         self.opening: set[tuple[str, int]] = set()
@@ -105,6 +106,7 @@ class PoolMachine(RuleBasedStateMachine):
                     self.idle.remove((runner, slot))
                     assert (runner, slot) not in self.running
                     assert runner not in self.leaving
+                    assert runner not in self.suspects, "it may be gone"
                     self.running[runner, slot] = call
                 case Boot(runner):
                     assert len(self.alive | self.leaving) < self.machine.max
@@ -151,7 +153,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.machine._asleep or len(left) >= self.machine.min
 
     def forget(self, runner: str) -> None:
-        for names in (self.booting, self.ready, self.leaving):
+        for names in (self.booting, self.ready, self.leaving, self.suspects):
             names.discard(runner)
         for key in [key for key in self.running if key[0] == runner]:
             self.ended.append(self.running.pop(key))
@@ -165,6 +167,11 @@ class PoolMachine(RuleBasedStateMachine):
     def age(self, runner: str) -> float:
         """Return for how long a runner has served; a boot has no age."""
         return self.now - self.since.get(runner, self.now)
+
+    @property
+    def usable(self) -> set[tuple[str, int]]:
+        """Slots that a call may go to at once."""
+        return {key for key in self.idle if key[0] not in self.suspects}
 
     @property
     def alive(self) -> set[str]:
@@ -317,6 +324,22 @@ class PoolMachine(RuleBasedStateMachine):
         self.carry_out(self.machine.draining(runner, self.now))
         self.follow_retirements()
 
+    @precondition(lambda self: self.ready - self.suspects)
+    @rule(data=st.data())
+    def falls_silent(self, data: Any) -> None:
+        runner = self.pick(data, self.ready - self.suspects)
+        self.suspects.add(runner)
+        self.carry_out(self.machine.suspected(runner, self.now))
+        assert [] == self.machine.suspected(runner, self.now)
+
+    @precondition(lambda self: self.suspects)
+    @rule(data=st.data())
+    def speaks_again(self, data: Any) -> None:
+        runner = self.pick(data, self.suspects)
+        self.suspects.remove(runner)
+        self.carry_out(self.machine.heard(runner, self.now))
+        assert [] == self.machine.heard(runner, self.now)
+
     def follow_retirements(self) -> None:
         """Take over which runners drain; the machine may choose them."""
         for found in self.machine.roster.runners.values():
@@ -324,6 +347,7 @@ class PoolMachine(RuleBasedStateMachine):
                 assert found.running, "it would have been ended at once"
                 self.ready.remove(found.name)
                 self.leaving.add(found.name)
+                self.suspects.discard(found.name)
                 self.idle -= {key for key in self.idle if key[0] == found.name}
 
     # ------------------------------------------------------------------ size and time
@@ -416,7 +440,8 @@ class PoolMachine(RuleBasedStateMachine):
         living: list[Runner] = list(roster.living())
         assert roster.alive == len(living) == len(self.alive)
         assert roster.busy == sum(len(found.running) for found in living)
-        assert roster.idle == len(self.idle)
+        assert roster.idle == len(self.usable)
+        assert set(roster.suspects) == self.suspects
         resting = {found.name for found in living if found.name in roster.resting}
         assert resting == set(roster.resting)
         assert not [name for name in resting if roster.runners[name].running]
@@ -442,13 +467,14 @@ class PoolMachine(RuleBasedStateMachine):
         grows = not self.machine.breaker.failures and len(roster) < self.machine.max
         if roster.busy and grows:
             coming = len(self.alive) * self.sizing.slots - roster.busy
+            coming -= len(self.idle) - len(self.usable)
             assert coming >= self.sizing.buffer + len(self.waiting)
 
     @invariant()
     def nobody_waits_in_vain(self) -> None:
         if not self.waiting:
             return
-        assert not self.idle, "a slot is idle while a call waits"
+        assert not self.usable, "a slot is idle while a call waits"
         if not self.alive:
             under_way = self.leaving or self.machine.next_tick() is not None
             assert under_way, "nothing will ever serve it"
@@ -472,6 +498,9 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.machine.next_tick() is None
 
     def go_well(self) -> None:
+        for runner in list(self.suspects):
+            self.suspects.remove(runner)
+            self.carry_out(self.machine.heard(runner, self.now))
         for _ in range(10_000):
             if self.booting:
                 runner = min(self.booting)
@@ -557,3 +586,42 @@ def test_boot_that_fails_after_another_succeeded_is_tried_again() -> None:
     assert [] == machine.boot_failed("p-2", BootTimeout("p-2", "pull", "no"), 2.0)
     assert 3.0 == machine.next_tick()
     assert [Boot("p-4")] == machine.tick(3.0)
+
+
+def one_runner(**rest: Any) -> Machine:
+    """Return a pool of one runner with two slots that runs call 1 on one of them."""
+    suffixes = itertools.count()
+    sizing = Sizing(min=1, slots=2, idle_after=None, **rest)
+    machine = Machine("p", sizing, lambda: str(next(suffixes)), lambda: 0.0)
+    machine.start(0.0)
+    machine.ready("p-0")
+    machine.slot_opened("p-0", 0, 1.0)
+    machine.slot_opened("p-0", 1, 1.0)
+    assert [Assign(1, "p-0", 1)] == machine.submit(1, 1.0)
+    return machine
+
+
+def test_suspect_runner_gets_no_call_until_it_speaks() -> None:
+    """Not on its idle slot, not on one whose call ends, and not by being kept."""
+    machine = one_runner(max=1)
+    assert [] == machine.suspected("p-0", 2.0)
+    assert "suspect" == machine.roster.runners["p-0"].state
+    assert not machine.would_reuse("p-0")
+    assert [] == machine.finished("p-0", 1, 3.0)
+    assert [] == machine.submit(2, 3.0)
+    assert [] == machine.submit(3, 3.0)
+    found = machine.heard("p-0", 4.0)
+    assert [2, 3] == [command.call for command in found if type(command) is Assign]
+    assert "busy" == machine.roster.runners["p-0"].state
+
+
+def test_who_waits_for_a_suspect_runner_gets_another_one() -> None:
+    """If there may be one more; it takes its place when it is lost, too."""
+    machine = one_runner(max=2)
+    assert [] == machine.suspected("p-0", 2.0)
+    assert [Boot("p-1")] == machine.submit(2, 3.0)
+    assert [] == machine.submit(3, 3.0)
+    error = RunnerLost("p-0", "NodeLost", "silent for 30 s")
+    assert [] == machine.lost("p-0", error, 30.0)
+    machine.ready("p-1")
+    assert [Assign(2, "p-1", 0)] == machine.slot_opened("p-1", 0, 31.0)

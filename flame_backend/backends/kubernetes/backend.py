@@ -53,8 +53,9 @@ if TYPE_CHECKING:
     from flame_backend.wire.link import Link
 
 
-FAILSAFE_SECONDS: Final = 20.0
-"""A runner gives its parent at least this long to answer."""
+FAILSAFE_SECONDS: Final = (20.0, 40.0)
+"""A runner gives its parent so long to welcome it: half of boot_timeout within these.
+A runner whose parent died is to be gone within a minute, whenever it was posted."""
 
 SWEEP_SECONDS: Final = (0.0, 15.0, 45.0, 90.0)
 """When earlier processes' pods are looked for. Runners of one that was killed a moment
@@ -256,7 +257,8 @@ class KubernetesBackend:
     @property
     def _failsafe(self) -> float:
         """Seconds after which a runner that no parent welcomes ends itself."""
-        return max(FAILSAFE_SECONDS, self._spec.boot_timeout / 2)
+        least, most = FAILSAFE_SECONDS
+        return min(most, max(least, self._spec.boot_timeout / 2))
 
     def boot(self, runner: str) -> None:
         """Post a pod."""
@@ -400,6 +402,10 @@ class KubernetesBackend:
     def agent_draining(self, agent: str, reason: str) -> None:
         """The kubelet ends the pod: its calls may finish, no more go there."""
         self._sink.draining(agent, reason)
+
+    def agent_silent(self, agent: str, *, silent: bool) -> None:
+        """Pass it on: calls go elsewhere meanwhile."""
+        self._sink.suspect(agent, silent=silent)
 
     def agent_gone(self, agent: str, reason: str, *, expected: bool) -> None:
         """The control link ended; its pod will say why."""
