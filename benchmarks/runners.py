@@ -116,7 +116,7 @@ def answers(plane: ControlPlane) -> Counter[tuple[str, str, int]]:
             int((entry.get("responseStatus") or {}).get("code", 0)),
         )
         for entry in plane.audit_entries()
-        if entry["user"]["username"] == user
+        if entry["user"].get("username") == user
     )
 
 

@@ -55,7 +55,7 @@ def requests(plane: ControlPlane) -> list[tuple[str, str, int]]:
             int((entry.get("responseStatus") or {}).get("code", 0)),
         )
         for entry in plane.audit_entries()
-        if entry["user"]["username"] == user
+        if entry["user"].get("username") == user
     ]
 
 
