@@ -8,6 +8,8 @@ environment.
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
+from queue import Empty
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from urllib3 import HTTPSConnectionPool, Retry
@@ -66,14 +68,32 @@ class GuardedPool(HTTPSConnectionPool):
 
     def _get_conn(self, timeout: float | None = None) -> VerifiedConnection:
         connection = cast("VerifiedConnection", super()._get_conn(timeout))
-        lease = connection.lease()
-        # A late interrupt of the request before may have come after the pool's check.
-        if connection.sock is not None and is_connection_dropped(connection):
+        try:
+            lease = connection.lease()
+            # A late interrupt of the request before may have come after the pool's
+            # check.
+            if connection.sock is not None and is_connection_dropped(connection):
+                connection.close()
+            leased = getattr(self._waiting, "leased", None)
+            if leased is not None:
+                leased(lease)
+        except BaseException:
+            # Out of the pool already, and not yet anybody's who would close it.
             connection.close()
-        leased = getattr(self._waiting, "leased", None)
-        if leased is not None:
-            leased(lease)
+            raise
         return connection
+
+    def _put_conn(self, conn: Any) -> None:
+        queue = self.pool
+        super()._put_conn(conn)
+        if queue is not None and self.pool is None:
+            # Closed in between: what came into the queue after it was emptied is
+            # nobody's any more.
+            with suppress(Empty):
+                while True:
+                    late = queue.get(block=False)
+                    if late is not None:
+                        late.close()
 
     def exchange(
         self,

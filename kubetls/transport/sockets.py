@@ -78,11 +78,14 @@ class VerifiedSocket(_Guard, ssl.SSLSocket):
 
     def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - theirs
         """Handshake, then judge; a refused server's socket is closed."""
-        super().do_handshake(block)
         try:
+            super().do_handshake(block)
             der = self.getpeercert(binary_form=True)
             self._accept(self._context, der, resumed=self.session_reused)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
         except BaseException:
+            # Ctrl-C among them, for which the base class closes nothing.
             self.close()
             raise
 
