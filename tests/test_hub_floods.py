@@ -129,9 +129,10 @@ def test_patience_with_a_link_comes_back() -> None:
         theirs.sendall(pack_frame(Kind.PING) * 1000)
         link.read()
         assert not link.overdrawn()
-        link._allowed = -1024.0
-        assert 1024 / control_link.BYTES_PER_SECOND >= link.overdrawn() > 0
-        link._counted -= 10
+        link._allowed.spend(control_link.BURST_BYTES, time.monotonic())
+        waits = 1000 * len(pack_frame(Kind.PING)) / control_link.BYTES_PER_SECOND
+        assert waits >= link.overdrawn() > 0
+        time.sleep(waits)
         assert not link.overdrawn()
         theirs.close()
         with pytest.raises(LinkClosed):

@@ -200,6 +200,7 @@ TABLE = {
     "flame_backend.runner.stamps": "edges",
     "flame_backend.runner.zygote": "edges",
     "flame_backend.version": "values",
+    "flame_backend.wire.bucket": "values",
     "flame_backend.wire.complaints": "rules",
     "flame_backend.wire.decoding": "edges",
     "flame_backend.wire.exceptions": "edges",

@@ -112,8 +112,8 @@ def test_last_lines_of_a_crash_are_known_with_the_crash(
     """No newline or flush needed; they arrive before the end of the slot does."""
     with pytest.raises(flame.CallCrashed) as caught:
         pool.call(say, "before the crash", f"import ctypes, os; {end}")
-    until(lambda: "before the crash aside" in backend.log_tail(caught.value.call.id))
-    assert "before the crash\n" in backend.log_tail(caught.value.call.id)
+    until(lambda: "before the crash aside" in caught.value.call.log_tail)
+    assert "before the crash\n" in caught.value.call.log_tail
 
 
 def test_flood_leaves_the_first_and_the_last_lines(
@@ -123,7 +123,7 @@ def test_flood_leaves_the_first_and_the_last_lines(
     caplog.set_level(logging.INFO, LOGGER)
     future = pool.submit(say_much)
     assert "said" == future.result(60)
-    until(lambda: backend.log_tail(future.call.id).endswith("line 299999\n"))
+    until(lambda: future.call.log_tail.endswith("line 299999\n"))
     texts = [text for _, text in lines(caplog)]
     assert "line 0" == texts[0]
     assert any("bytes left out" in text for text in texts)
@@ -136,7 +136,7 @@ def test_line_without_end_is_told_while_the_call_runs(
 ) -> None:
     """A prompt or a row of dots does not wait for its newline forever."""
     future = pool.submit(say_without_end)
-    until(lambda: backend.log_tail(future.call.id) == "no newline")
+    until(lambda: future.call.log_tail == "no newline")
     assert not future.done()
     future.result(20)
 

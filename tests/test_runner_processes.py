@@ -293,6 +293,7 @@ def test_modules_at_hello_are_few_and_light() -> None:
         "flame_backend.runner.pump",
         "flame_backend.version",
         "flame_backend.wire",
+        "flame_backend.wire.bucket",
         "flame_backend.wire.frames",
     }
     heavy = {

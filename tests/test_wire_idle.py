@@ -44,7 +44,7 @@ class Crowd:
     def end(self, runner: str, grace: float = 0.0) -> None: ...
     def after_fork(self) -> None: ...
 
-    def log_tail(self, call: int) -> str:
+    def log_tail(self, runner: str, call: int) -> str:
         return ""
 
     def close(self, grace: float) -> None:

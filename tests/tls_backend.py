@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
-    from flame_backend.backends.base import PoolSpec, Sink
+    from flame_backend.backends.base import PoolSpec, Sink, SlotEnd
     from flame_backend.wire.link import Link
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -140,9 +140,9 @@ class TlsBackend:
     def after_fork(self) -> None:
         """Not needed here."""
 
-    def log_tail(self, call: int) -> str:
+    def log_tail(self, runner: str, call: int) -> str:
         """Return the last lines of a call."""
-        return self.hub.output.tail(call)
+        return self.hub.output.tail(runner, call)
 
     def describe(self) -> dict[str, Any]:
         """Name itself."""
@@ -194,13 +194,6 @@ class TlsBackend:
         """Pass it on."""
         self._sink.slot_opened(runner, slot, link)
 
-    def slot_ended(
-        self,
-        runner: str,
-        slot: int,
-        exit_code: int | None,
-        signal: int | None,
-        detail: str = "",
-    ) -> None:
+    def slot_ended(self, end: SlotEnd) -> None:
         """Pass it on."""
-        self._sink.slot_ended(runner, slot, exit_code, signal, detail)
+        self._sink.slot_ended(end)

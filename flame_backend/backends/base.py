@@ -11,7 +11,7 @@ Values and protocols only; nothing here does I/O.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,6 +84,24 @@ class RunnerInfo:
     phases: tuple[tuple[str, float], ...] = field(default=())
 
 
+class SlotEnd(NamedTuple):
+    """How a slot's process ended.
+
+    Attributes:
+        runner: Its runner.
+        slot: Its number there.
+        exit_code: Its exit code, None when a signal ended it.
+        signal: That signal's number, else None.
+        detail: What else is known: "OOMKilled: ...", or "".
+    """
+
+    runner: str
+    slot: int
+    exit_code: int | None
+    signal: int | None
+    detail: str = ""
+
+
 class Sink(Protocol):
     """Where a backend reports; implemented by the pool, callable from any thread.
 
@@ -97,18 +115,8 @@ class Sink(Protocol):
     def slot_opened(self, runner: str, slot: int, link: Link) -> None:
         """A slot's link is open; from now on the pool owns and closes it."""
 
-    def slot_ended(
-        self,
-        runner: str,
-        slot: int,
-        exit_code: int | None,
-        signal: int | None,
-        detail: str = "",
-    ) -> None:
-        """A slot's process ended; the pool asks for another when it wants one.
-
-        `detail` is what else is known: "OOMKilled: ..." or "".
-        """
+    def slot_ended(self, end: SlotEnd) -> None:
+        """A slot's process ended; the pool asks for another when it wants one."""
 
     def boot_failed(self, runner: str, error: BootError) -> None:
         """The runner will not come; everything of it is gone or being deleted."""
@@ -176,8 +184,8 @@ class Backend(Protocol):
         exist here, so they are made anew.
         """
 
-    def log_tail(self, call: int) -> str:
-        """Return the last lines that a call printed, as far as they have arrived.
+    def log_tail(self, runner: str, call: int) -> str:
+        """Return the last lines that a call printed on a runner, as far as they came.
 
         Safe to print, of bounded length, "" where nothing is known; any thread may
         ask, also after `close`.

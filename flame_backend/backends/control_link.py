@@ -18,7 +18,9 @@ from collections import deque
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from flame_backend.backends.base import SlotEnd
 from flame_backend.errors import LinkClosed, MalformedFrame
+from flame_backend.wire.bucket import Bucket
 from flame_backend.wire.frames import CONTROL_LIMITS, FrameDecoder, Kind
 from flame_backend.wire.text import clean
 
@@ -69,8 +71,7 @@ class ControlLink:
         self.farewell = ""
         self.ready = False
         self.paused = False
-        self._allowed = float(BURST_BYTES)
-        self._counted = self.heard
+        self._allowed = Bucket(BURST_BYTES, BYTES_PER_SECOND)
         self._decoder = FrameDecoder(CONTROL_LIMITS)
         self._outgoing: deque[tuple[bytes, int]] = deque()
 
@@ -88,7 +89,7 @@ class ControlLink:
             msg = "the control link ended"
             raise LinkClosed(msg)
         self.heard = time.monotonic()
-        self._allowed -= len(data)
+        self._allowed.spend(len(data), self.heard)
         frames = self._decoder.feed(data)
         return [
             parsed(frame.kind, bytes(frame.body))
@@ -98,10 +99,7 @@ class ControlLink:
 
     def overdrawn(self) -> float:
         """Return the seconds until it may bring more, 0.0 for at once."""
-        now = time.monotonic()
-        earned = (now - self._counted) * BYTES_PER_SECOND
-        self._allowed, self._counted = min(BURST_BYTES, self._allowed + earned), now
-        return max(0.0, -self._allowed / BYTES_PER_SECOND)
+        return self._allowed.spend(0, time.monotonic())
 
     def send(self, data: bytes, descriptor: int = -1) -> bool:
         """Queue and send; see `flush`."""
@@ -167,7 +165,7 @@ def _facts(kind: Kind, said: Any) -> tuple[Any, ...]:
         if type(slot) is not int:
             raise TypeError
         detail = clean(said["detail"], 200)
-        return clean(said["runner"], 253), slot, code, number, detail
+        return (SlotEnd(clean(said["runner"], 253), slot, code, number, detail),)
     if kind is Kind.LOG:
         slot, call = said["slot"], said["call"]
         if type(slot) is not int or type(call) is not int:

@@ -39,7 +39,7 @@ from flame_backend.wire.link import Link
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flame_backend.backends.base import PoolSpec
+    from flame_backend.backends.base import PoolSpec, SlotEnd
     from flame_backend.backends.control_link import Report
 
 __all__ = ["Events", "Hub", "version_skew"]
@@ -76,14 +76,7 @@ class Events(Protocol):
     def slot_opened(self, runner: str, slot: int, link: Link) -> None:
         """A slot presented its ticket."""
 
-    def slot_ended(
-        self,
-        runner: str,
-        slot: int,
-        exit_code: int | None,
-        signal: int | None,
-        detail: str = "",
-    ) -> None:
+    def slot_ended(self, end: SlotEnd) -> None:
         """A slot's process ended."""
 
 
@@ -293,7 +286,7 @@ class Hub:
         elif kind is Kind.GOODBYE:
             link.expected, link.farewell = True, facts[0]
         else:
-            self._slot_ended(link, facts)
+            self._slot_ended(link, *facts)
 
     def _judge_hello(self, link: ControlLink, facts: dict[str, object]) -> None:
         if not link.passes:
@@ -410,17 +403,15 @@ class Hub:
         else:
             link.close()
 
-    def _slot_ended(
-        self, link: ControlLink, facts: tuple[str, int, int | None, int | None, str]
-    ) -> None:
-        slot = facts[:2]
+    def _slot_ended(self, link: ControlLink, end: SlotEnd) -> None:
+        slot = (end.runner, end.slot)
         if slot not in link.slots:
             msg = "the end of a slot that is not its own"
             raise MalformedFrame(msg)
         link.slots.remove(slot)
         self._tickets.void(*slot)
         self._end_greeting(slot)
-        self._events.slot_ended(*facts)
+        self._events.slot_ended(end)
 
     def _end_greeting(self, slot: tuple[str, int]) -> None:
         sock = self._greeting.pop(slot, None)

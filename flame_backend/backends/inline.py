@@ -12,7 +12,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
-from flame_backend.backends.base import KILL_GRACE_SECONDS, RunnerInfo
+from flame_backend.backends.base import KILL_GRACE_SECONDS, RunnerInfo, SlotEnd
 from flame_backend.errors import AppImportError, LinkClosed
 from flame_backend.runner.loading import failure, prepare
 from flame_backend.runner.slot import Slot
@@ -85,10 +85,8 @@ class InlineBackend:
 
     def _end_soon(self, runner: str, slot: int) -> None:
         # The pool orders this under its lock, and takes its lock for the report.
-        arguments = (runner, slot, None, signal.SIGTERM)
-        threading.Thread(
-            target=self._sink.slot_ended, args=arguments, daemon=True
-        ).start()
+        end = SlotEnd(runner, slot, None, signal.SIGTERM)
+        threading.Thread(target=self._sink.slot_ended, args=(end,), daemon=True).start()
 
     def end(self, runner: str, grace: float = 0.0) -> None:
         """Do nothing: there is nothing that could stay."""
@@ -99,9 +97,9 @@ class InlineBackend:
     def after_fork(self) -> None:
         """Do nothing, as above."""
 
-    def log_tail(self, call: int) -> str:
+    def log_tail(self, runner: str, call: int) -> str:
         """Return nothing: what a call prints is printed by this process."""
-        del call
+        del runner, call
         return ""
 
     def describe(self) -> dict[str, Any]:

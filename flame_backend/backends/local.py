@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Mapping
 
-    from flame_backend.backends.base import PoolSpec, Sink
+    from flame_backend.backends.base import PoolSpec, Sink, SlotEnd
     from flame_backend.backends.output import Output
     from flame_backend.wire.link import Link
 
@@ -190,9 +190,9 @@ class LocalBackend:
             agent.process.returncode = 0
         self._reset()
 
-    def log_tail(self, call: int) -> str:
+    def log_tail(self, runner: str, call: int) -> str:
         """Return the last lines that a call printed, as far as they have arrived."""
-        return self._output.tail(call) if self._output is not None else ""
+        return "" if self._output is None else self._output.tail(runner, call)
 
     def describe(self) -> dict[str, Any]:
         """Return facts for status()."""
@@ -348,16 +348,9 @@ class LocalBackend:
             self._sink.ready(RunnerInfo(runner=runner, node=node, boot_seconds=took))
         self._sink.slot_opened(runner, slot, link)
 
-    def slot_ended(
-        self,
-        runner: str,
-        slot: int,
-        exit_code: int | None,
-        signal: int | None,
-        detail: str = "",
-    ) -> None:
+    def slot_ended(self, end: SlotEnd) -> None:
         """Pass it on."""
-        self._sink.slot_ended(runner, slot, exit_code, signal, detail)
+        self._sink.slot_ended(end)
 
 
 def _of_one_family(spec: PoolSpec) -> PoolSpec:

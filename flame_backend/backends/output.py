@@ -11,13 +11,15 @@ import time
 from collections import OrderedDict
 from typing import Final
 
+from flame_backend.wire.bucket import Bucket
+
 TAIL_CHARACTERS: Final = 4096
 BURST_CHARACTERS: Final = 1024 * 1024
 CHARACTERS_PER_SECOND: Final = 256 * 1024.0
 """What a few agents that keep to their own limit may send together."""
 
 CALLS: Final = 1024
-"""Calls whose last lines are kept; the oldest go first."""
+"""Calls whose last lines are kept."""
 
 
 class Output:
@@ -29,33 +31,37 @@ class Output:
 
     def __init__(self, pool: str) -> None:
         self._logger = logging.getLogger(f"flame_backend.runner.{pool}")
-        self._tails: OrderedDict[int, str] = OrderedDict()
-        self._allowed = float(BURST_CHARACTERS)
-        self._at = 0.0
+        # By runner: what one says of another's call is nobody's.
+        self._tails: dict[str, OrderedDict[int, str]] = {}
+        self._kept = 0
+        self._allowed = Bucket(BURST_CHARACTERS, CHARACTERS_PER_SECOND)
 
     def take(self, runner: str, call: int, text: str) -> None:
         """Log what a call printed; 0 is what no call of a caller did."""
         if call:
-            tail = self._tails.pop(call, "") + text
-            self._tails[call] = tail[-TAIL_CHARACTERS:]
-            while len(self._tails) > CALLS:
-                self._tails.popitem(last=False)
-        if not self._logger.isEnabledFor(logging.INFO) or not self._may_log(len(text)):
+            self._keep(runner, call, text)
+        if not self._logger.isEnabledFor(logging.INFO):
+            return
+        if not self._allowed.take(len(text), time.monotonic()):
             return
         facts = {"flame_runner": runner, "flame_call": call}
         where = f"call {call} on {runner}" if call else runner
         for line in text.splitlines():
             self._logger.info("%s: %s", where, line, extra=facts)
 
-    def _may_log(self, size: int) -> bool:
-        now = time.monotonic()
-        earned = (now - self._at) * CHARACTERS_PER_SECOND
-        self._allowed, self._at = min(BURST_CHARACTERS, self._allowed + earned), now
-        if self._allowed < size:
-            return False
-        self._allowed -= size
-        return True
+    def _keep(self, runner: str, call: int, text: str) -> None:
+        """Keep the last lines of a call; who has most of them makes room for others."""
+        tails = self._tails.setdefault(runner, OrderedDict())
+        self._kept += call not in tails
+        tails[call] = (tails.pop(call, "") + text)[-TAIL_CHARACTERS:]
+        if self._kept > CALLS:
+            most = max(self._tails, key=lambda name: len(self._tails[name]))
+            self._tails[most].popitem(last=False)
+            self._kept -= 1
+            if not self._tails[most]:
+                del self._tails[most]
 
-    def tail(self, call: int) -> str:
-        """Return the last lines of a call, "" when it printed none."""
-        return self._tails.get(call, "")
+    def tail(self, runner: str, call: int) -> str:
+        """Return the last lines of a call as its runner told them, "" for none."""
+        tails = self._tails.get(runner)
+        return "" if tails is None else tails.get(call, "")

@@ -84,7 +84,7 @@ class Call:
         retry: Retry | None = None,
         *,
         link: bool = True,
-        tail: Callable[[int], str] | None = None,
+        tail: Callable[[str, int], str] | None = None,
     ) -> None:
         self.id = number
         self.request = request
@@ -118,7 +118,7 @@ class Call:
             queued_s=self.queued_s,
             boot_s=self.boot_s,
             run_s=self.run_s,
-            log_tail="" if self.tail is None else self.tail(self.id),
+            log_tail="" if self.tail is None else self.tail(self.runner, self.id),
         )
 
 
@@ -140,7 +140,7 @@ class PlacedCall(Call):
         number: int,
         request: list[bytes],
         queue_timeout: float | None,
-        tail: Callable[[int], str],
+        tail: Callable[[str, int], str],
     ) -> None:
         super().__init__(number, request, None, queue_timeout, tail=tail)
         self.exit_code: int | None = None

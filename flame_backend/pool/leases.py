@@ -218,7 +218,7 @@ class Leases:
 
     def _lost(self, call: Call, end: RunnerLost) -> RunnerLost:
         """Return a runner's loss as one of its calls is told of it."""
-        tail = self._ledger.backend.log_tail(call.id)
+        tail = self._ledger.backend.log_tail(call.runner, call.id)
         return end.seen_by_call(started=True, log_tail=tail)
 
     # ------------------------------------------------------------------ size

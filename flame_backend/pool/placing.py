@@ -115,7 +115,7 @@ class Placements:
             call.exit_code = end.exit_code if number is None else -number
         end = call.doom or end
         if isinstance(end, RunnerLost):
-            tail = ledger.backend.log_tail(call.id)
+            tail = ledger.backend.log_tail(call.runner, call.id)
             return end.seen_by_call(started=True, log_tail=tail)
         return end
 

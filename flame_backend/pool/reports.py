@@ -18,7 +18,7 @@ from flame_backend.pool.placing import stop_on
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flame_backend.backends.base import RunnerInfo
+    from flame_backend.backends.base import RunnerInfo, SlotEnd
     from flame_backend.errors import BootError, RunnerLost
     from flame_backend.events import Event
     from flame_backend.pool.commands import Command
@@ -123,22 +123,17 @@ class Reports:
         commands = machine.boot_failed(runner, failure, now)
         return self._settled([End(runner, "failed"), *commands], now)
 
-    def slot_ended(
-        self,
-        runner: str,
-        slot: int,
-        exit_code: int | None,
-        signal: int | None,
-        detail: str = "",
-    ) -> None:
+    def slot_ended(self, end: SlotEnd) -> None:
         """A slot's process ended; whoever holds its link learns why."""
         ledger = self._ledger
         with ledger.lock:
-            lease = ledger.leases.pop((runner, slot), None)
+            lease = ledger.leases.pop((end.runner, end.slot), None)
             if lease is not None:
-                ledger.tell_end(lease, CallCrashed(runner, exit_code, signal, detail))
+                crash = CallCrashed(end.runner, end.exit_code, end.signal, end.detail)
+                ledger.tell_end(lease, crash)
             now = time.monotonic()
-            deferred = self._settled(ledger.machine.slot_ended(runner, slot, now), now)
+            commands = ledger.machine.slot_ended(end.runner, end.slot, now)
+            deferred = self._settled(commands, now)
         ledger.carry_out(deferred)
 
     def boot_failed(self, runner: str, error: BootError) -> None:

@@ -13,6 +13,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from flame_backend.wire.bucket import Bucket
+
 if TYPE_CHECKING:
     from flame_backend.wire.small import Encoded
 
@@ -47,8 +49,7 @@ class Current:
         self._lock = threading.Lock()
         self._reporter: Reporter | None = None
         self._waiting: Encoded | None = None
-        self._allowed = float(BURST)
-        self._at = 0.0
+        self._allowed = Bucket(BURST, PER_SECOND)
 
     def begin(self, reporter: Reporter) -> None:
         """A call begins; its reports go there."""
@@ -75,18 +76,10 @@ class Current:
             if self._reporter is not reporter:
                 return
             self._waiting = None
-            if self._may_send(time.monotonic()):
+            if self._allowed.take(1, time.monotonic()):
                 reporter.send(report)
             else:
                 self._waiting = report
-
-    def _may_send(self, now: float) -> bool:
-        earned = (now - self._at) * PER_SECOND
-        self._allowed, self._at = min(BURST, self._allowed + earned), now
-        if self._allowed < 1:
-            return False
-        self._allowed -= 1
-        return True
 
 
 current = Current()

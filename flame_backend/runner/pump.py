@@ -16,6 +16,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from flame_backend.wire.bucket import Bucket
+
 CHUNK_BYTES: Final = 4096
 """What a pipe that is writable takes at once (PIPE_BUF)."""
 
@@ -73,8 +75,7 @@ class Pump:
         self._streams: dict[int, _Stream] = {}
         self._paused: set[int] = set()
         self._broken: set[int] = set()
-        self._allowed = float(BURST_BYTES)
-        self._at = 0.0
+        self._allowed = Bucket(BURST_BYTES, BYTES_PER_SECOND)
 
     def add(self, runner: str, slot: int, reads: list[int], cell: int) -> None:
         """Read a slot's output from these descriptors."""
@@ -103,7 +104,7 @@ class Pump:
         for stream in self._streams.values():
             if stream.text and now >= stream.since + GATHER_SECONDS:
                 over = int.from_bytes(stream.cell[:], sys.byteorder) != stream.call
-                if over or self._may_send(len(stream.text)):
+                if over or self._allowed.take(len(stream.text), now):
                     self._tell(stream)
 
     def wait(self) -> float:
@@ -193,7 +194,7 @@ class Pump:
             whole, newline, rest = stream.text, b"", b""
         if not whole:
             return
-        if self._may_send(len(whole)):
+        if self._allowed.take(len(whole), time.monotonic()):
             stream.text = whole + newline
             self._tell(stream)
             stream.text = rest
@@ -210,15 +211,6 @@ class Pump:
         except OSError:
             # Nobody reads it any more.
             self._broken.add(target)
-
-    def _may_send(self, size: int) -> bool:
-        now = time.monotonic()
-        earned = (now - self._at) * BYTES_PER_SECOND
-        self._allowed, self._at = min(BURST_BYTES, self._allowed + earned), now
-        if self._allowed < size:
-            return False
-        self._allowed -= size
-        return True
 
     def _tell(self, stream: _Stream) -> None:
         """Send what has been gathered, whole lines or not."""

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import kubetls
-    from flame_backend.backends.base import PoolSpec, Sink
+    from flame_backend.backends.base import PoolSpec, Sink, SlotEnd
     from flame_backend.backends.kubernetes.manifest import Hardening, Manifest
     from flame_backend.backends.kubernetes.pod_template import Inherit
     from flame_backend.backends.output import Output
@@ -307,9 +307,9 @@ class KubernetesBackend:
         self._lease = None
         self._closed = False
 
-    def log_tail(self, call: int) -> str:
+    def log_tail(self, runner: str, call: int) -> str:
         """Return the last lines that a call printed, as far as they have arrived."""
-        return self._output.tail(call) if self._output is not None else ""
+        return "" if self._output is None else self._output.tail(runner, call)
 
     def describe(self) -> dict[str, Any]:
         """Return facts for status()."""
@@ -417,13 +417,6 @@ class KubernetesBackend:
         """Pass it on."""
         self._sink.slot_opened(runner, slot, link)
 
-    def slot_ended(
-        self,
-        runner: str,
-        slot: int,
-        exit_code: int | None,
-        signal: int | None,
-        detail: str = "",
-    ) -> None:
+    def slot_ended(self, end: SlotEnd) -> None:
         """Pass it on."""
-        self._sink.slot_ended(runner, slot, exit_code, signal, detail)
+        self._sink.slot_ended(end)

@@ -31,7 +31,11 @@ from flame_backend.backends.kubernetes.causes import (
     silence_of,
 )
 from flame_backend.backends.kubernetes.disposal import Remains
-from flame_backend.backends.kubernetes.pace import Pace, pause_before
+from flame_backend.backends.kubernetes.pace import (
+    CREATES_AT_ONCE,
+    CREATES_PER_SECOND,
+    pause_before,
+)
 from flame_backend.backends.kubernetes.pods import NONCE, PodsFull
 from flame_backend.backends.kubernetes.waiting import (
     ADMITTED,
@@ -41,6 +45,7 @@ from flame_backend.backends.kubernetes.waiting import (
     waiting_for,
 )
 from flame_backend.errors import BootDenied, FlameError
+from flame_backend.wire.bucket import Bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +109,7 @@ class Lifecycle:
         self._work = work
         self._later = hub.after
         self._keep_failed = keep_failed
-        self._pace = Pace(time.monotonic())
+        self._creates = Bucket(CREATES_AT_ONCE, CREATES_PER_SECOND)
         self._lock = threading.Lock()
         self._runners: dict[str, Runner] = {}
         self._reading = False
@@ -138,7 +143,7 @@ class Lifecycle:
         runner = Runner(name, secrets.token_hex(16), clock, now)
         with self._lock:
             self._runners[name] = runner
-            pause = self._pace.turn(now)
+            pause = self._creates.spend(1, now)
             start_reading = not self._reading
             self._reading = True
         self._mind(runner)

@@ -1,4 +1,4 @@
-"""How fast runners are created: bursts are fine, storms are not. Pure."""
+"""How fast runners are created, and asked for again: no storms. Pure."""
 
 from __future__ import annotations
 
@@ -10,32 +10,6 @@ CREATES_AT_ONCE: Final = 30
 
 AGAIN_SECONDS: Final = 1.0
 AGAIN_MAX_SECONDS: Final = 10.0
-
-
-class Pace:
-    """A bucket of tokens: one for each request, refilled at a rate.
-
-    Args:
-        now: This moment.
-        rate: Tokens that come in each second.
-        burst: Tokens it holds, and begins with.
-    """
-
-    def __init__(
-        self,
-        now: float,
-        rate: float = CREATES_PER_SECOND,
-        burst: int = CREATES_AT_ONCE,
-    ) -> None:
-        self._rate = rate
-        self._burst = burst
-        # The moment at which the bucket is or was full.
-        self._full_at = now
-
-    def turn(self, now: float) -> float:
-        """Take a token; return the seconds until it is there, 0.0 for at once."""
-        self._full_at = max(self._full_at, now) + 1 / self._rate
-        return max(0.0, self._full_at - now - self._burst / self._rate)
 
 
 def pause_before(attempt: int, asked: float | None, random: float) -> float:
