@@ -101,6 +101,7 @@ TABLE = {
     "flame_backend.events": "values",
     "flame_backend.backends.base": "values",
     "flame_backend.backends.control_link": "edges",
+    "flame_backend.backends.greetings": "edges",
     "flame_backend.backends.hub": "edges",
     "flame_backend.backends.kubernetes.access": "rules",
     "flame_backend.backends.inline": "edges",

@@ -15,28 +15,23 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import ssl
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from flame_backend.backends.base import KILL_GRACE_SECONDS
 from flame_backend.backends.control_link import ControlLink
+from flame_backend.backends.greetings import Greetings
 from flame_backend.backends.loop import READ, WRITE, Loop
 from flame_backend.backends.output import Output
-from flame_backend.backends.tickets import TICKET_BYTES, TICKET_SECONDS, Tickets
+from flame_backend.backends.tickets import TICKET_SECONDS, Tickets
 from flame_backend.backends.welcome import version_skew, welcome_body
 from flame_backend.errors import LinkClosed, MalformedFrame
-from flame_backend.wire.frames import (
-    HEADER_BYTES,
-    Kind,
-    Limits,
-    pack_frame,
-    parse_header,
-)
+from flame_backend.wire.frames import Kind, Limits, pack_frame
 from flame_backend.wire.link import Link
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from flame_backend.backends.base import PoolSpec, SlotEnd
@@ -51,8 +46,6 @@ READS_AT_ONCE: Final = 8
 """Then it is the turn of other links, moments and steps."""
 
 SEGMENTS: Final = 4096
-_GREETING_BYTES: Final = HEADER_BYTES + TICKET_BYTES
-_GREETING_LIMITS: Final = Limits(TICKET_BYTES)
 
 
 class Events(Protocol):
@@ -88,7 +81,6 @@ class Hub:
         self._logger = logging.getLogger(f"flame_backend.pool.{spec.name}")
         self._welcome = pack_frame(Kind.WELCOME, welcome_body(spec))
         self._agents: dict[str, ControlLink] = {}
-        self._greeting: dict[tuple[str, int], socket.socket] = {}
         self._tickets = Tickets()
         self.output = Output(spec.name)
         self._beating = False
@@ -96,6 +88,7 @@ class Hub:
             spec.max_result, SEGMENTS, max(spec.max_payload, spec.max_result)
         )
         self._loop = Loop(f"flame-hub-{spec.name}", self._end)
+        self._greetings = Greetings(self._loop, self._tickets, self._greeted)
         self._loop.start()
 
     # ------------------------------------------------------------------ commands
@@ -164,8 +157,7 @@ class Hub:
         self._loop.after_fork()
         for link in self._agents.values():
             link.close()
-        for sock in self._greeting.values():
-            sock.close()
+        self._greetings.after_fork()
 
     # ------------------------------------------------------------------ links
 
@@ -324,7 +316,7 @@ class Hub:
             self._loop.unwatch(link.process)
         for slot in link.slots:
             self._tickets.void(*slot)
-            self._end_greeting(slot)
+            self._greetings.end(slot)
         link.close()
 
     def _lose(self, link: ControlLink, reason: str) -> None:
@@ -353,48 +345,14 @@ class Hub:
             self._tell(name, data)
             return
         try:
-            ours, theirs = socket.socketpair()
+            descriptor = self._greetings.begin((runner, slot))
         except OSError as error:
             self._lose(link, f"this process has no descriptors left ({error})")
             return
-        ours.setblocking(False)
-        self._greeting[runner, slot] = ours
-        greeting = bytearray()
-        self._loop.watch(
-            ours, READ, lambda _: self._greet(ours, (runner, slot), greeting)
-        )
-        self._tell(name, data, theirs.detach())
+        self._tell(name, data, descriptor)
 
-    def _greet(
-        self, sock: socket.socket, slot: tuple[str, int], greeting: bytearray
-    ) -> None:
-        """Read the ticket a new slot opens its link with, and not a byte more."""
-        try:
-            data = sock.recv(_GREETING_BYTES - len(greeting))
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        greeting += data
-        if data and len(greeting) < _GREETING_BYTES:
-            return
-        self._loop.unwatch(sock)
-        self._greeting.pop(slot, None)
-        if data and self._claims(greeting, slot):
-            sock.setblocking(True)
-            self._events.slot_opened(*slot, Link(sock, self.slot_limits))
-        else:
-            sock.close()
-
-    def _claims(self, greeting: bytearray, slot: tuple[str, int]) -> bool:
-        try:
-            kind, _, size, _ = parse_header(greeting, _GREETING_LIMITS)
-        except MalformedFrame:
-            return False
-        if kind is not Kind.TICKET or size != TICKET_BYTES:
-            return False
-        ticket = bytes(greeting[HEADER_BYTES:])
-        return self._tickets.claim(ticket, time.monotonic()) == slot
+    def _greeted(self, slot: tuple[str, int], sock: socket.socket) -> None:
+        self._events.slot_opened(*slot, Link(sock, self.slot_limits))
 
     def _slot_opened(self, runner: str, slot: int, link: Link) -> None:
         """Report a slot that dialled in, unless it has ended in the meantime."""
@@ -410,14 +368,8 @@ class Hub:
             raise MalformedFrame(msg)
         link.slots.remove(slot)
         self._tickets.void(*slot)
-        self._end_greeting(slot)
+        self._greetings.end(slot)
         self._events.slot_ended(end)
-
-    def _end_greeting(self, slot: tuple[str, int]) -> None:
-        sock = self._greeting.pop(slot, None)
-        if sock is not None:
-            self._loop.unwatch(sock)
-            sock.close()
 
     def _kill_slot(
         self, agent: str, runner: str, slot: int, grace: float = KILL_GRACE_SECONDS

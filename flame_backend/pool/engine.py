@@ -29,7 +29,7 @@ from flame_backend.pool.exchange import answered
 from flame_backend.pool.leases import Leases
 from flame_backend.pool.ledger import Ledger
 from flame_backend.pool.machine import Machine
-from flame_backend.pool.placing import Placements, left
+from flame_backend.pool.placing import Placements, left, were_killed
 from flame_backend.pool.reports import Reports
 from flame_backend.pool.status import pool_status
 from flame_backend.wire.frames import Kind
@@ -352,8 +352,8 @@ class Engine:
             False when some did not finish in that time.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
-        self.placements.end(deadline)
-        finished = self._leases.wait_idle(left(deadline))
+        placed = self.placements.end(deadline)
+        finished = self._leases.wait_idle(left(deadline)) and not were_killed(placed)
         with self._ending:
             self._leases.end()
             # Their links are cut and their processes gone: a moment.

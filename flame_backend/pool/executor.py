@@ -265,7 +265,7 @@ class Pool(Forms, concurrent.futures.Executor):
                 longer are cancelled.
 
         Returns:
-            True when every call finished.
+            True when every call finished, and every placement when it was asked to.
         """
         limit = limit_seconds("timeout", timeout)
         return self._end(self._home.spec.shutdown_timeout if limit is None else limit)

@@ -7,6 +7,7 @@ and the end of the pool ends it instead of waiting for it.
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -124,11 +125,14 @@ class Placements:
         with self._ledger.lock:
             self._ledger.placed.discard(call)
 
-    def end(self, deadline: float | None) -> None:
+    def end(self, deadline: float | None) -> list[PlacedCall]:
         """Stop all placements, as soon as no call runs that may need them.
 
         Args:
             deadline: When the pool ends; None for when all calls have.
+
+        Returns:
+            Those that there were.
         """
         ledger = self._ledger
         with ledger.lock:
@@ -141,11 +145,17 @@ class Placements:
                 call.stopped = False
                 closed = PoolClosed("the pool was shut down before it began")
                 self._settle(call, None, closed)
+        return living
 
     def _alone(self, ledger: Ledger) -> bool:
         runners = ledger.machine.roster.runners.values()
         running = sum(len(found.running) for found in runners)
         return running <= sum(call.lease is not None for call in ledger.placed)
+
+
+def were_killed(placed: list[PlacedCall]) -> bool:
+    """Tell whether some placement did not go when it was asked to."""
+    return any(call.exit_code == -signal.SIGKILL for call in placed)
 
 
 def left(deadline: float | None) -> float | None:

@@ -32,9 +32,11 @@ class Shared:
     Attributes:
         session: Talks to the API server.
         process: Value of the label that runners bear.
+        key: Where it is found, for as long as it is shared.
     """
 
     def __init__(self, session: kubetls.Session | None) -> None:
+        self.key = id(session)
         self.session = session or in_cluster_session(USER_AGENT)
         self.process = secrets.token_hex(8)
         self.users = 0
@@ -96,8 +98,9 @@ def leave(shared: Shared) -> None:
         shared.users -= 1
         if shared.users:
             return
-        for key in [key for key, found in _joined.items() if found is shared]:
-            del _joined[key]
+        # In a forked child it is the parent's, and another may be there by now.
+        if _joined.get(shared.key) is shared:
+            del _joined[shared.key]
     shared.close()
 
 
