@@ -100,7 +100,7 @@ def test_failures_under_way_together_count_once() -> None:
     for number in range(2):
         error = flame.BootTimeout(f"p-{number}", "start", "no")
         made.boot_failed(f"p-{number}", error, 5.0)
-    assert 1 == made.breaker.failures
+    assert 1 == made.growth.breaker.failures
 
 
 def test_fatal_failure_is_counted_even_beside_others() -> None:

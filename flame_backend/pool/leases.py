@@ -242,8 +242,8 @@ class Leases:
         ledger = self._ledger
         with ledger.lock:
             machine = ledger.machine
-            low = machine.min if smallest is None else smallest
-            high = machine.max if largest is None else largest
+            low = machine.growth.min if smallest is None else smallest
+            high = machine.growth.max if largest is None else largest
             whole = type(low) is int and type(high) is int
             if not whole or not 0 <= low <= high or high < 1:
                 rule = f"0 <= min <= max and max >= 1, not {low!r} and {high!r}"
@@ -255,7 +255,7 @@ class Leases:
                 deferred = ledger.settle(machine.resize(low, high, now), now)
                 ledger.mind_time()
             else:
-                machine.min, machine.max, deferred = low, high, []
+                machine.growth.min, machine.growth.max, deferred = low, high, []
         ledger.carry_out(deferred)
         return high
 
@@ -272,13 +272,13 @@ class Leases:
             self._open()
             machine = ledger.machine
             now = time.monotonic()
-            wanted = max(machine.min, 1)
+            wanted = max(machine.growth.min, 1)
             deferred = ledger.settle(machine.warm(wanted, now), now)
             ledger.mind_time()
         ledger.carry_out(deferred)
 
         def refused() -> bool:
-            breaker = machine.breaker
+            breaker = machine.growth.breaker
             return breaker.open and time.monotonic() < breaker.retry_at
 
         with ledger.lock:
@@ -287,7 +287,7 @@ class Leases:
             )
             machine.cool(time.monotonic())
             ledger.mind_time()
-            serving, last = machine.serving, machine.breaker.last
+            serving, last = machine.serving, machine.growth.breaker.last
             if ledger.ended:
                 raise PoolClosed("the pool was shut down")
             if serving >= wanted:

@@ -99,7 +99,7 @@ class Ledger:
     @property
     def most(self) -> int:
         """How many runners there may be; asked for with or without the lock."""
-        return self._machine.max
+        return self._machine.growth.max
 
     @property
     def machine(self) -> Machine:

@@ -18,9 +18,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from flame_backend.errors import BootError, CallTimeout, PoolClosed, PoolSaturated
-from flame_backend.pool.breaker import Breaker
-from flame_backend.pool.commands import Assign, Boot, End, Fail, OpenSlot, Renew
-from flame_backend.pool.growing import SpareBoots, lacking_runners
+from flame_backend.pool.commands import Assign, End, Fail, OpenSlot, Renew
+from flame_backend.pool.growing import Growth
 from flame_backend.pool.roster import Roster
 from flame_backend.pool.shrinking import (
     all_rested,
@@ -53,9 +52,7 @@ class Machine:
     Attributes:
         sizing: How large it was made.
         roster: The runners.
-        breaker: The boots that failed.
-        min: Runners kept; changes by `resize`.
-        max: Most runners; changes by `resize`.
+        growth: Its size, which changes by `resize`, and the boots that failed.
         closed: Nothing begins any more.
     """
 
@@ -66,20 +63,12 @@ class Machine:
         suffix: Callable[[], str],
         spread: Callable[[], float],
     ) -> None:
-        self._name = name
         self.sizing = sizing
-        self._suffix = suffix
         self._waiting = Waiting()
         self._queue = self._waiting.calls
         self.roster = Roster(sizing)
-        self.breaker = Breaker(spread)
-        self.min = sizing.min
-        self.max = sizing.max
+        self.growth = Growth(name, sizing, self.roster, suffix, spread)
         self.closed = False
-        # Runners wanted beyond min for wait_ready, and none at all while nobody calls.
-        self._warming = 0
-        self._asleep = False
-        self._spare = SpareBoots(self.roster, sizing)
         # Checked once with each call instead of one by one.
         self._plain = not (sizing.single_use or sizing.max_tasks)
         spreads = sizing.slots == 1 or sizing.placement == "least_loaded"
@@ -128,7 +117,7 @@ class Machine:
         refusal = self._refusal(now, again=again)
         if refusal is not None:
             return [Fail(call, refusal)]
-        self._asleep = False
+        self.growth.asleep = False
         self._waiting.add(call, queue_timeout, deadline, first=again)
         return self._grown(now)
 
@@ -177,7 +166,7 @@ class Machine:
             return None
         if found.draining or slot in found.renewing:
             return None
-        self.breaker.succeeded()
+        self.growth.breaker.succeeded()
         found.failures = 0
         if not found.served:
             self.roster.serve(found, now)
@@ -261,23 +250,23 @@ class Machine:
 
     def start(self, now: float) -> list[Command]:
         """The pool comes into use: bring it to its smallest size."""
-        self._asleep = False
+        self.growth.asleep = False
         return self._grown(now)
 
     def warm(self, runners: int, now: float) -> list[Command]:
         """Somebody waits until so many runners are ready."""
-        self._warming = min(runners, self.max)
+        self.growth.warming = min(runners, self.growth.max)
         return self.start(now)
 
     def cool(self, now: float) -> None:
         """Nobody waits for that any more."""
-        self._warming = 0
+        self.growth.warming = 0
         self._weigh(now)
 
     def resize(self, smallest: int, largest: int, now: float) -> list[Command]:
         """The pool gets another size: boot what is missing, retire what is too much."""
-        self.min, self.max = smallest, largest
-        self._asleep = False
+        self.growth.min, self.growth.max = smallest, largest
+        self.growth.asleep = False
         surplus = self.roster.alive - largest
         commands: list[Command] = []
         if surplus > 0:
@@ -297,20 +286,21 @@ class Machine:
         ]
         for found in old_runners(self.roster, self.sizing, now):
             commands += self._retired(found, "lifetime")
-        commands += self._unneeded(now)
+        for found in self.growth.unneeded(len(self._queue), now):
+            self.roster.remove(found)
+            commands.append(End(found.name, "unneeded"))
         commands += self._rested(now)
         return commands + self._grown(now)
 
     def next_tick(self) -> float | None:
         """The moment at which `tick` has something to do; None for never."""
-        kept, called = max(self.min, self._warming), bool(self._queue)
+        kept, called = self.growth.most_kept, bool(self._queue)
         moments = [
             self._waiting.next_deadline(),
-            self._spare.ends_at(),
             next_end(self.roster, self.sizing, kept, called=called),
         ]
-        if self.breaker.failures and self._wanted() and not self.roster.booting:
-            moments.append(self.breaker.retry_at)
+        if not self.closed:
+            moments.append(self.growth.next_moment(len(self._queue)))
         return min((found for found in moments if found is not None), default=None)
 
     def close(self) -> list[Command]:
@@ -383,29 +373,21 @@ class Machine:
         if self._queue:
             return []
         if all_rested(self.roster, self.sizing, now):
-            self._asleep = True
+            self.growth.asleep = True
             return [End(name, "idle") for name in self.roster.clear()]
-        kept = max(self.min, self._warming)
+        kept = self.growth.most_kept
         found = surplus_runners(self.roster, self.sizing, kept, now)
         return [End(runner.name, "idle") for runner in found]
 
-    def _unneeded(self, now: float) -> list[Command]:
-        """End boots that nobody has needed for long enough."""
-        self._weigh(now)
-        found = self._spare.taken(len(self._queue), self._kept(), now)
-        for runner in found:
-            self.roster.remove(runner)
-        return [End(runner.name, "unneeded") for runner in found]
-
     def _weigh(self, now: float) -> None:
         """Note whether boots are under way that nobody needs."""
-        self._spare.weigh(len(self._queue), self._kept(), now)
+        self.growth.weigh(len(self._queue), now)
 
     # ------------------------------------------------------------------ inside: grow
 
     def _refusal(self, now: float, *, again: bool) -> FlameError | None:
         """Say why a call may not wait; None when it may."""
-        breaker, most = self.breaker, self.sizing.max_queue
+        breaker, most = self.growth.breaker, self.sizing.max_queue
         if breaker.open and now < breaker.retry_at and not self.roster.serving:
             return breaker.last
         if most is not None and len(self._queue) >= most and not again:
@@ -414,38 +396,14 @@ class Machine:
 
     def _failed(self, found: Runner, error: BootError, now: float) -> list[Command]:
         """A runner could not be had."""
-        self.breaker.failed(error, found.born, now)
-        if not self.breaker.open or self.roster.serving:
+        breaker = self.growth.breaker
+        breaker.failed(error, found.born, now)
+        if not breaker.open or self.roster.serving:
             self._weigh(now)
             return []
         told: list[Command] = [Fail(call, error) for call in self._waiting.clear()]
         self._weigh(now)
         return told
 
-    def _wanted(self) -> int:
-        """How many runners more the pool should have."""
-        room = self.max - len(self.roster)
-        if room <= 0 or self.closed:
-            return 0
-        waiting, kept = len(self._queue), self._kept()
-        return min(room, lacking_runners(self.roster, self.sizing, waiting, kept))
-
-    def _kept(self) -> int:
-        """How many runners there are to be without any call."""
-        return 0 if self._asleep else max(self.min, self._warming)
-
     def _grown(self, now: float) -> list[Command]:
-        self._weigh(now)
-        wanted = self._wanted()
-        if not wanted:
-            return []
-        if self.breaker.failures:
-            # One runner tells whether boots succeed again.
-            wait = bool(self.roster.booting) or now < self.breaker.retry_at
-            wanted = 0 if wait else 1
-        commands: list[Command] = []
-        for _ in range(wanted):
-            name = f"{self._name}-{self._suffix()}"
-            self.roster.add(name, now)
-            commands.append(Boot(name))
-        return commands
+        return [] if self.closed else self.growth.boots(len(self._queue), now)

@@ -134,15 +134,15 @@ def pool_status(ledger: Ledger) -> PoolStatus:
                     reason=found.reason,
                 )
             )
-        last = machine.breaker.last
+        last = machine.growth.breaker.last
         return PoolStatus(
             name=ledger.spec.name,
-            min=machine.min,
-            max=machine.max,
+            min=machine.growth.min,
+            max=machine.growth.max,
             max_concurrency=ledger.spec.slots,
             runners=tuple(runners),
             waiting=machine.waiting,
-            boot_failures=machine.breaker.failures,
+            boot_failures=machine.growth.breaker.failures,
             last_boot_error=None if last is None else str(last),
             closed=ledger.refusing,
             backend=ledger.backend.describe() if ledger.opened else {},

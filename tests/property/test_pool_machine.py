@@ -109,9 +109,9 @@ class PoolMachine(RuleBasedStateMachine):
                     assert runner not in self.suspects, "it may be gone"
                     self.running[runner, slot] = call
                 case Boot(runner):
-                    assert len(self.alive | self.leaving) < self.machine.max
+                    assert len(self.alive | self.leaving) < self.machine.growth.max
                     assert runner not in self.names, "names are used once"
-                    if self.machine.breaker.failures:
+                    if self.machine.growth.breaker.failures:
                         assert self.alive <= self.served, "one probe at a time"
                     self.names.add(runner)
                     self.booting.add(runner)
@@ -136,8 +136,8 @@ class PoolMachine(RuleBasedStateMachine):
         assert not held or reason in {"failed", "closed"}
         if reason == "idle":
             assert not self.waiting, "it could have served"
-            asleep = self.machine._asleep
-            assert asleep or len(self.alive) > self.machine.min
+            asleep = self.machine.growth.asleep
+            assert asleep or len(self.alive) > self.machine.growth.min
         if reason == "unneeded":
             self.unneeded(runner)
         if reason == "lifetime":
@@ -150,7 +150,7 @@ class PoolMachine(RuleBasedStateMachine):
         left = self.alive - {runner}
         busy = [key for key in self.running if key[0] in left]
         assert len(left) * self.sizing.slots - len(busy) >= len(self.waiting)
-        assert self.machine._asleep or len(left) >= self.machine.min
+        assert self.machine.growth.asleep or len(left) >= self.machine.growth.min
 
     def forget(self, runner: str) -> None:
         for names in (self.booting, self.ready, self.leaving, self.suspects):
@@ -279,7 +279,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.carry_out(self.machine.boot_failed(runner, error, self.now))
         if kind is AppImportError and not self.served & self.ready:
             assert not self.waiting, "the next boot would fail, too"
-            if self.now < self.machine.breaker.retry_at:
+            if self.now < self.machine.growth.breaker.retry_at:
                 self.submit(None)
                 assert not self.waiting, "told at once during the pause"
 
@@ -357,7 +357,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.carry_out(self.machine.resize(smallest, smallest + more, self.now))
         self.follow_retirements()
         assert len(self.alive) <= smallest + more
-        if not self.machine.breaker.failures and len(self.leaving) <= more:
+        if not self.machine.growth.breaker.failures and len(self.leaving) <= more:
             assert len(self.alive) >= smallest
 
     @rule(runners=st.integers(1, 3))
@@ -378,7 +378,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.waiting.clear()
         self.now += self.sizing.idle_after or 0.0
         self.tick()
-        kept = max(self.machine.min, self.machine._warming)
+        kept = max(self.machine.growth.min, self.machine.growth.warming)
         assert self.alive <= self.served or len(self.alive) <= kept
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 10.0, 70.0, 300.0]))
@@ -457,14 +457,17 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def pool_sleeps_only_while_nobody_calls(self) -> None:
-        if self.machine._asleep:
+        if self.machine.growth.asleep:
             assert not self.waiting
             assert not self.running
 
     @invariant()
     def spare_slots_are_kept_while_calls_run(self) -> None:
         roster = self.machine.roster
-        grows = not self.machine.breaker.failures and len(roster) < self.machine.max
+        grows = (
+            not self.machine.growth.breaker.failures
+            and len(roster) < self.machine.growth.max
+        )
         if roster.busy and grows:
             coming = len(self.alive) * self.sizing.slots - roster.busy
             coming -= len(self.idle) - len(self.usable)
@@ -486,8 +489,8 @@ class PoolMachine(RuleBasedStateMachine):
         self.go_well()
         assert not self.waiting
         assert not self.running
-        if not self.machine.breaker.failures and not self.machine._asleep:
-            assert len(self.alive) >= self.machine.min
+        if not self.machine.growth.breaker.failures and not self.machine.growth.asleep:
+            assert len(self.alive) >= self.machine.growth.min
         self.shrink()
         self.submit(None)
         self.carry_out(self.machine.close())
@@ -548,7 +551,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.go_well()
         self.now += self.sizing.idle_after
         self.tick()
-        assert len(self.alive) <= self.machine.min
+        assert len(self.alive) <= self.machine.growth.min
 
 
 PoolMachine.TestCase.settings = settings(
