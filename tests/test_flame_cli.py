@@ -139,6 +139,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "reserved variable": (["render", "--parent", "POD", "--env", "POD_IP=1"], "POD_IP"),
     "resources": (["render", "--parent", "POD", "--resources", "2"], "--resources"),
     "container": (["render", "--parent", "POD", "--container", "x"], "only app"),
+    "account elsewhere": (
+        ["render", "--parent", "POD", "--runner-namespace", "away"],
+        "service_account",
+    ),
     "policy": (["init", "--service-account", "a", "--policy"], "--namespace"),
     "allow": (["init", "--service-account", "a", "--allow", "secret=b"], "--policy"),
     "allowed kind": (
@@ -286,6 +290,23 @@ def test_render_takes_every_option_of_the_backend(
     assert {"limits": {"nvidia.com/gpu": 1}} == container["resources"]
     assert ("/p", True, False) == (container["command"][0], "B" in names, "A" in names)
     assert "ownerReferences" not in pod["metadata"]
+
+
+def test_render_shows_runners_of_another_namespace(
+    capsys: pytest.CaptureFixture[str], parent: str
+) -> None:
+    """They are there, and a Lease owns them; at home it is the app's pod."""
+    words = ["render", "--parent", parent, "--service-account", "runner"]
+    metadata = yaml.safe_load(
+        printed(capsys, *words, "--runner-namespace", "shop-runners")
+    )["metadata"]
+    (owner,) = metadata["ownerReferences"]
+    assert ("shop-runners", "Lease") == (metadata["namespace"], owner["kind"])
+    metadata = yaml.safe_load(printed(capsys, *words, "--runner-namespace", "shop"))[
+        "metadata"
+    ]
+    (owner,) = metadata["ownerReferences"]
+    assert "Pod" == owner["kind"]
 
 
 def test_render_takes_a_callback_of_a_module(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import kubetls
-from flame_backend.backends.kubernetes.access import DIAGNOSIS_RULES, RULES
-from flame_backend.backends.kubernetes.manifest import runner_pod
+from flame_backend.backends.kubernetes.access import (
+    DIAGNOSIS_RULES,
+    LEASE_RULES,
+    RULES,
+    SELF_RULES,
+)
 from flame_backend.backends.kubernetes.pod_template import app_container
 from flame_backend.cli import output, trial
 from flame_backend.cli.check import Check
@@ -15,8 +19,7 @@ from flame_backend.cli.runners import (
     add_parent_options,
     add_runner_options,
     parent_pod,
-    runner_options,
-    sample_identity,
+    sample_pod,
 )
 from flame_backend.errors import ConfigurationError
 
@@ -36,6 +39,8 @@ examples:
   kubectl exec deploy/web -- flame-backend doctor       # as the app's own account
   kubectl exec deploy/web -- flame-backend doctor --runner
   flame-backend doctor -n shop --pod web-5d9 --as-account web
+  flame-backend doctor -n shop --pod web-5d9 --as-account web \\
+      --runner-namespace shop-runners --service-account runner --inherit image
 """
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
@@ -81,7 +86,7 @@ def _checks(session: kubetls.Session, args: argparse.Namespace) -> Iterator[Chec
     # Not reaching the server at all is an error of its own, with its own exit code.
     version = session.get("/version").get("gitVersion")
     yield Check("server", "ok", f"{session.server} {version}, {session.config.origin}")
-    yield from _rights(session, args.as_account)
+    yield from _rights(session, args)
     yield _issuer(session)
     if args.pod is None and args.parent is None and not in_pod():
         remedy = "give the app's pod with --pod, or a file with --parent"
@@ -89,16 +94,15 @@ def _checks(session: kubetls.Session, args: argparse.Namespace) -> Iterator[Chec
         return
     try:
         parent = parent_pod(args, session)
-        pod = runner_pod(
-            parent, runner_options(args), sample_identity(args.pool, parent)
-        )
+        pod = sample_pod(args, parent)
     except (kubetls.KubeTLSError, ConfigurationError) as error:
         yield Check("parent", "fail", str(error))
         return
     yield _variables(parent, args.container)
     yield _addresses(parent, from_file=args.parent is not None)
-    yield from _clashes(session, pod)
-    yield _dry_run(session, pod, from_file=args.parent is not None)
+    namespace = args.runner_namespace or session.namespace
+    yield from _clashes(session, namespace, pod)
+    yield _dry_run(session, namespace, pod, from_file=args.parent is not None)
     if args.runner:
         yield from trial.checks(session, args)
 
@@ -106,22 +110,38 @@ def _checks(session: kubetls.Session, args: argparse.Namespace) -> Iterator[Chec
 # ------------------------------------------------------------------ rights, identity
 
 
-def _rights(session: kubetls.Session, account: str | None) -> Iterator[Check]:
-    for rules, missing in ((RULES, "fail"), (DIAGNOSIS_RULES, "warn")):
+def _rights(session: kubetls.Session, args: argparse.Namespace) -> Iterator[Check]:
+    home, away = session.namespace, args.runner_namespace
+    wanted = [(away or home, RULES, "fail"), (away or home, DIAGNOSIS_RULES, "warn")]
+    if away not in {None, home}:
+        wanted += [(away, LEASE_RULES, "fail"), (home, SELF_RULES, "fail")]
+    for namespace, rules, missing in wanted:
         for rule in rules:
             for resource in rule["resources"]:
                 for verb in rule["verbs"]:
-                    yield _right(session, account, verb, resource, missing)
+                    right = _Right(namespace, rule["apiGroups"][0], resource, verb)
+                    yield _may(session, args, right, missing)
 
 
-def _right(
-    session: kubetls.Session, account: str | None, verb: str, what: str, missing: str
+class _Right(NamedTuple):
+    """A verb on a resource of a namespace."""
+
+    namespace: str
+    group: str
+    resource: str
+    verb: str
+
+
+def _may(
+    session: kubetls.Session, args: argparse.Namespace, right: _Right, missing: str
 ) -> Check:
-    name = f"may {verb} {what}"
-    resource, _, subresource = what.partition("/")
+    name = f"may {right.verb} {right.resource}"
+    account = args.as_account
+    resource, _, subresource = right.resource.partition("/")
     attributes = {
-        "namespace": session.namespace,
-        "verb": verb,
+        "namespace": right.namespace,
+        "group": right.group,
+        "verb": right.verb,
         "resource": resource,
         "subresource": subresource,
     }
@@ -139,13 +159,18 @@ def _right(
     except kubetls.KubeTLSError as error:
         return Check(name, "fail", str(error))
     if status.get("allowed"):
-        return Check(name, "ok", f"in namespace {session.namespace}")
+        return Check(name, "ok", f"in namespace {right.namespace}")
     words = status.get("reason") or "no rule allows it"
-    remedy = (
+    command = (
         f"flame-backend init --service-account {account or 'NAME'} "
-        f"-n {session.namespace} | kubectl apply -f -"
+        f"-n {session.namespace}"
     )
-    return Check(name, missing, f"denied in {session.namespace}: {words}", remedy)
+    if args.runner_namespace is not None:
+        runner = args.service_account or "NAME"
+        command += f" --runner-namespace {args.runner_namespace}"
+        command += f" --runner-account {runner}"
+    remedy = f"{command} | kubectl apply -f -"
+    return Check(name, missing, f"denied in {right.namespace}: {words}", remedy)
 
 
 def _issuer(session: kubetls.Session) -> Check:
@@ -203,10 +228,12 @@ def _addresses(parent: dict[str, Any], *, from_file: bool) -> Check:
     return Check("address", verdict, "the pod has no address")
 
 
-def _clashes(session: kubetls.Session, pod: dict[str, Any]) -> Iterator[Check]:
+def _clashes(
+    session: kubetls.Session, namespace: str, pod: dict[str, Any]
+) -> Iterator[Check]:
     """Look for what would take a runner for one of the app's pods."""
     labels = pod["metadata"]["labels"]
-    path = kubetls.path("v1", "services", namespace=session.namespace)
+    path = kubetls.path("v1", "services", namespace=namespace)
     try:
         services = list(session.list(path))
     except kubetls.Forbidden:
@@ -234,14 +261,14 @@ def selects(selector: Mapping[str, str] | None, labels: Mapping[str, str]) -> bo
 
 
 def _dry_run(
-    session: kubetls.Session, pod: dict[str, Any], *, from_file: bool
+    session: kubetls.Session, namespace: str, pod: dict[str, Any], *, from_file: bool
 ) -> Check:
     """Have the API server judge the very pod: schema, admission, quota, rights."""
     name = "dry run"
     if from_file:
         # Its owner has no UID that the server knows; the rest is as it will be.
         pod["metadata"].pop("ownerReferences", None)
-    path = kubetls.path("v1", "pods", namespace=session.namespace)
+    path = kubetls.path("v1", "pods", namespace=namespace)
     try:
         session.post(path, pod, {"fieldValidation": "Strict"}, dry_run=True)
     except kubetls.ApiError as error:

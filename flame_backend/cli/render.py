@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from flame_backend.backends.kubernetes.manifest import stages
 from flame_backend.backends.kubernetes.pod_template import app_container
 from flame_backend.backends.kubernetes.provenance import left_behind, origins
 from flame_backend.cli import output
@@ -14,8 +13,7 @@ from flame_backend.cli.runners import (
     add_parent_options,
     add_runner_options,
     parent_pod,
-    runner_options,
-    sample_identity,
+    sample_stages,
 )
 
 if TYPE_CHECKING:
@@ -32,6 +30,8 @@ EPILOG = """\
 examples:
   flame-backend render --parent deployment.yaml --explain
   flame-backend render --pod web-5d9 -n shop --hardening restricted
+  flame-backend render --parent app.yaml --runner-namespace shop-runners \\
+      --service-account runner --inherit image
   flame-backend render --parent app.yaml --manifest gpu.yaml --env LOG=debug --env OLD-
 """
 
@@ -50,16 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the pod."""
-    options = runner_options(args)
     if args.parent is not None:
         parent = parent_pod(args, None)
     else:
         with open_session(args) as session:
             parent = parent_pod(args, session)
-    steps = stages(parent, options, sample_identity(args.pool, parent))
+    steps = sample_stages(args, parent)
     pod = _ordered(steps[-1][1])
     if args.explain:
-        app = app_container(parent, options.container)["name"]
+        app = app_container(parent, args.container)["name"]
         _explain(origins(steps), left_behind(parent, app, pod), pod, as_json=args.json)
     elif args.json:
         output.as_json(pod)

@@ -5,10 +5,16 @@ from __future__ import annotations
 import importlib
 import secrets
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from flame_backend.backends.kubernetes.manifest import RunnerIdentity, RunnerOptions
+from flame_backend.backends.kubernetes.lease import owner_reference, require_account
+from flame_backend.backends.kubernetes.manifest import (
+    RunnerIdentity,
+    RunnerOptions,
+    stages,
+)
 from flame_backend.cli.cluster import (
     in_pod,
     parent_from_cluster,
@@ -61,6 +67,11 @@ def add_runner_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--resources", metavar="YAML", help='"limits: {cpu: 2}"')
     group.add_argument("--service-account", metavar="NAME", help="of the runners")
+    group.add_argument(
+        "--runner-namespace",
+        metavar="NAME",
+        help="namespace=: runners live there; needs --service-account",
+    )
     group.add_argument("--inherit", choices=("app", "image"), default="app")
     group.add_argument(
         "--hardening", choices=("inherit", "restricted"), default="inherit"
@@ -100,8 +111,40 @@ def runner_options(args: argparse.Namespace) -> RunnerOptions:
     )
 
 
-def sample_identity(pool: str, parent: dict[str, Any]) -> RunnerIdentity:
-    """Return the identity of a runner that is never started."""
+def sample_pod(args: argparse.Namespace, parent: dict[str, Any]) -> dict[str, Any]:
+    """Return the pod of a runner that is never started.
+
+    Raises:
+        ConfigurationError: The options do not make one.
+    """
+    return sample_stages(args, parent)[-1][1]
+
+
+def sample_stages(
+    args: argparse.Namespace, parent: dict[str, Any]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return the steps in which it is made, each with what there is by then.
+
+    Raises:
+        ConfigurationError: The options do not make one.
+    """
+    options, identity = runner_options(args), _identity(args.pool, parent)
+    namespace = args.runner_namespace
+    elsewhere = namespace not in {None, parent["metadata"].get("namespace")}
+    if elsewhere:
+        require_account(namespace, options)
+        identity = replace(identity, owner=owner_reference(identity.instance, _NO_UID))
+    steps = stages(parent, options, identity)
+    if elsewhere:
+        steps[-1][1]["metadata"]["namespace"] = namespace
+    return steps
+
+
+_NO_UID: Final = "00000000-0000-0000-0000-000000000000"
+"""Of a Lease that is made when the pool opens."""
+
+
+def _identity(pool: str, parent: dict[str, Any]) -> RunnerIdentity:
     instance = secrets.token_hex(8)
     name = f"{pool}-{instance[:8]}"
     return RunnerIdentity(

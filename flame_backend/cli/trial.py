@@ -117,14 +117,15 @@ def checks(session: kubetls.Session, args: argparse.Namespace) -> Iterator[Check
         yield Check("runner", "fail", str(error))
     finally:
         pool.shutdown(cancel_futures=True)
-    yield _left(session)
+    yield _left(session, args.runner_namespace or session.namespace)
 
 
 def _backend(args: argparse.Namespace) -> KubernetesBackend:
     options = runner_options(args)
     names = [field.name for field in dataclasses.fields(options)]
     given = {name: getattr(options, name) for name in names}
-    return KubernetesBackend(port=_ports(args.port), **given)
+    namespace = args.runner_namespace
+    return KubernetesBackend(port=_ports(args.port), namespace=namespace, **given)
 
 
 def _ports(text: str) -> int | range:
@@ -164,9 +165,9 @@ def _round_trip(pool: Pool) -> str:
     return f"one call there and back takes {middle:.2f} ms (median of {CALLS})"
 
 
-def _left(session: kubetls.Session) -> Check:
+def _left(session: kubetls.Session, namespace: str) -> Check:
     """Check that no pod of the trial is left."""
-    path = kubetls.path("v1", "pods", namespace=session.namespace)
+    path = kubetls.path("v1", "pods", namespace=namespace)
     try:
         found = list(session.list(path, labels=f"{LABEL}/pool={POOL}"))
     except kubetls.KubeTLSError as error:
@@ -174,5 +175,5 @@ def _left(session: kubetls.Session) -> Check:
     if not found:
         return Check("deleted", "ok", "the runner's pod is gone")
     names = ", ".join(pod["metadata"]["name"] for pod in found)
-    remedy = f"kubectl delete pod -n {session.namespace} {names}"
+    remedy = f"kubectl delete pod -n {namespace} {names}"
     return Check("deleted", "warn", f"still there: {names}", remedy)

@@ -71,6 +71,44 @@ def test_doctor_finds_what_is_missing(
     assert "warn" == checks["may list events"]["verdict"]
 
 
+def test_doctor_looks_at_the_runners_namespace_too(
+    admin: kubetls.Session,
+    control_plane: ControlPlane,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Rights there and at home, Leases, and the pod as it would be there."""
+    away = f"{admin.namespace}-away"
+    make_namespace(control_plane, away)
+    file = tmp_path / "kubeconfig"
+    file.write_text(control_plane.kubeconfig(namespace=admin.namespace))
+    parent = tmp_path / "pod.yaml"
+    parent.write_text(yaml.safe_dump(PLAIN | {"kind": "Pod"}))
+    words = ["doctor", "--json", "--kubeconfig", str(file), "--parent", str(parent)]
+    words += ["--as-account", "web", "--runner-namespace", away]
+    words += ["--service-account", "runner", "--inherit", "image"]
+    assert 1 == main(words)
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+    command = checks["may create leases"]["remedy"].partition(" | ")[0]
+    assert f"--runner-namespace {away} --runner-account runner" in command
+    assert 0 == main([*command.split()[1:], "--json"])
+    control_plane.kubectl("apply", "-f", "-", stdin=capsys.readouterr().out)
+    assert 0 == main(words)
+    found = json.loads(capsys.readouterr().out)
+    checks = {(check["name"], check["detail"]): check["verdict"] for check in found}
+    for name, namespace in (
+        ("may create pods", away),
+        ("may patch leases", away),
+        ("may list pods", admin.namespace),
+    ):
+        assert "ok" == checks[name, f"in namespace {namespace}"]
+    assert ("dry run", "the API server takes the runner's pod") in checks
+    # The dry run took place there: the account is of that namespace only.
+    control_plane.kubectl("delete", "serviceaccount", "runner", "-n", away)
+    assert 1 == main(words)
+    assert "serviceaccount" in capsys.readouterr().out
+
+
 def test_doctor_tries_a_runner_from_the_apps_pod_alone(
     admin: kubetls.Session,
     control_plane: ControlPlane,

@@ -51,7 +51,8 @@ class Lease:
     ) -> None:
         self._session = session
         self._path = kubetls.path(API, "leases", namespace=namespace)
-        self._name = f"{LABEL}-{instance}"
+        self._name = _name_of(instance)
+        self._instance = instance
         self._home = str(parent["namespace"])
         self._holder = "/".join((self._home, parent["name"], parent["uid"]))
         self._labels = {MANAGED_BY: LABEL, INSTANCE: instance}
@@ -60,8 +61,7 @@ class Lease:
     @property
     def reference(self) -> dict[str, Any]:
         """Owner reference for the runners' pods."""
-        owner = {"apiVersion": API, "kind": "Lease", "name": self._name}
-        return owner | {"uid": self._uid, "controller": True}
+        return owner_reference(self._instance, self._uid)
 
     def acquire(self) -> None:
         """Make the Lease.
@@ -174,14 +174,33 @@ def lease_for(
     """
     if namespace == parent["namespace"]:
         return None
-    if not options.service_account:
-        reason = f"name one of namespace {namespace}: this pod's own is not there"
-        raise ConfigurationError("service_account", reason)
+    require_account(namespace, options)
     if not options.owner_reference:
         return None
     lease = Lease(session, namespace, parent, instance)
     lease.acquire()
     return lease
+
+
+def require_account(namespace: str, options: RunnerOptions) -> None:
+    """See that runners of another namespace have an account there.
+
+    Raises:
+        ConfigurationError: None is named.
+    """
+    if not options.service_account:
+        reason = f"name one of namespace {namespace}: this pod's own is not there"
+        raise ConfigurationError("service_account", reason)
+
+
+def owner_reference(instance: str, uid: str) -> dict[str, Any]:
+    """Return the owner reference of a pool's runners to its Lease."""
+    owner = {"apiVersion": API, "kind": "Lease", "name": _name_of(instance)}
+    return owner | {"uid": uid, "controller": True}
+
+
+def _name_of(instance: str) -> str:
+    return f"{LABEL}-{instance}"
 
 
 def _now() -> str:
