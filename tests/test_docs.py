@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+import flame_backend as flame
 from flame_backend import cli
+from flame_backend.backends.kubernetes import causes, waiting
+from flame_backend.runner import __main__ as runner_main
+from flame_backend.runner import agent
 from tests.cluster.manifests import spread
 
 ROOT = Path(__file__).resolve().parent.parent
+PHASES = ("create", "schedule", "pull", "init", "start", "connect", "import")
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
@@ -24,7 +30,9 @@ def blocks(page: Path, language: str) -> list[str]:
 def commands(page: Path) -> list[str]:
     """Return the lines that call flame-backend, without what they are piped into."""
     text = page.read_text(encoding="utf-8")
-    found = re.findall(r"^    .*?(flame-backend [^|#\n]*)", text, flags=re.MULTILINE)
+    found = re.findall(
+        r"^    (?:.*[ |])?(flame-backend [^|#\n]*)", text, flags=re.MULTILINE
+    )
     return [line.strip() for line in found]
 
 
@@ -84,3 +92,82 @@ def test_kind_page_names_what_there_is() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^    make (\S+)", text, flags=re.MULTILINE):
         assert f"\n{target}: " in makefile
+
+
+OPERATIONS = ROOT / "docs" / "operations.md"
+
+
+def rows(heading: str) -> list[list[str]]:
+    """Return the cells of the table under a heading of the operators' page."""
+    text = OPERATIONS.read_text(encoding="utf-8").partition(f"## {heading}\n")[2]
+    lines = [line for line in text.partition("\n## ")[0].split("\n") if line[:1] == "|"]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def named(source: str, call: str, argument: str | int) -> set[str]:
+    """Return the texts that calls of something are given as an argument."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or getattr(node.func, "id", "") != call:
+            continue
+        if isinstance(argument, int):
+            given = node.args[argument : argument + 1]
+        else:
+            given = [word.value for word in node.keywords if word.arg == argument]
+        # Of a condition, its two outcomes and not what it compares.
+        outcomes = [
+            part
+            for value in given
+            for part in (
+                (value.body, value.orelse) if isinstance(value, ast.IfExp) else (value,)
+            )
+        ]
+        found |= {
+            part.value
+            for part in outcomes
+            if isinstance(part, ast.Constant) and isinstance(part.value, str)
+        }
+    return found
+
+
+def test_operators_page_has_every_cause_and_no_other() -> None:
+    """Of boots and of losses, as the code can name them."""
+    sources = [
+        path.read_text(encoding="utf-8")
+        for path in (ROOT / "flame_backend").rglob("*.py")
+    ]
+    wanted = {name for text in sources for name in named(text, "Cause", "name")}
+    wanted |= {name for text in sources for name in named(text, "RunnerLost", 1)}
+    wanted |= {name for name, *_ in causes._OWN_CODES.values()}
+    wanted |= {name for _, name, _ in causes._REFUSALS}
+    wanted |= {*causes._POD_REASONS.values(), *causes._DISRUPTIONS.values()}
+    wanted |= {*waiting._TOLD_BY_EVENTS.values(), *waiting._NEVER_PULLED}
+    found = {
+        name.strip()
+        for heading in ("Why a boot failed", "Why a runner was lost")
+        for cells in rows(heading)
+        for name in cells[0].split(",")
+    }
+    assert found == wanted
+
+
+def test_operators_page_names_real_phases_and_errors() -> None:
+    """Each error of a boot is a class of ours."""
+    for _, phase, text, _ in rows("Why a boot failed"):
+        assert phase in PHASES
+        names = re.findall(r"`(\w+)`", text)
+        assert names
+        for name in names:
+            assert issubclass(getattr(flame, name), flame.BootError)
+
+
+def test_operators_page_has_the_exit_codes() -> None:
+    """Of the runner's first process."""
+    found = {int(code) for code, _ in rows("Exit codes of a runner")}
+    codes = {
+        value
+        for module in (agent, runner_main)
+        for name, value in vars(module).items()
+        if name.startswith("EXIT_")
+    }
+    assert found == codes

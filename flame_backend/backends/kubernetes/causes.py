@@ -154,10 +154,8 @@ def refusal(error: kubetls.KubeTLSError) -> Cause:
     change by itself, and BootError where the server may answer the next time.
     """
     if not isinstance(error, kubetls.ApiError):
-        name = "ApiUnreachable"
-        return Cause(
-            name=name, words=clean(str(error), TEXT_CHARACTERS), phase="create"
-        )
+        words = clean(str(error), TEXT_CHARACTERS)
+        return Cause(name="ApiUnreachable", words=words, phase="create")
     text = clean(error.message, TEXT_CHARACTERS)
     for pattern, name, kind in _REFUSALS:
         if pattern.search(error.message):
