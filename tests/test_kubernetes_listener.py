@@ -174,7 +174,7 @@ FIRST: dict[str, bytes] = {
 @pytest.mark.parametrize("name", FIRST)
 def test_any_other_first_frame_ends_the_link(name: str) -> None:
     """With the same silence, and nothing changed."""
-    with listening(proof_seconds=0.5) as parent:
+    with listening(proof_seconds=2) as parent:
         assert b"" == said(parent, FIRST[name])
         assert [] == parent.admitted
         assert b"welcome" == said(parent, hello())

@@ -104,10 +104,14 @@ def test_no_call_is_lost_doubled_or_mixed_up(tmp_path: Path) -> None:
         assert 0 == pool.status().running == pool.status().waiting
     assert share * THREADS == len(outcomes)
     assert kills
-    assert len(kills) * 8 >= sum(kind is not int for kind in outcomes)
+    # Boots that are killed in a row are told to all who wait, and to all who come
+    # during the pause after that: none of those calls has begun.
+    begun = [kind for kind in outcomes if not issubclass(kind, flame.BootError)]
+    assert len(kills) * 8 >= sum(kind is not int for kind in begun)
+    assert begun == outcomes or {1, 2} & set(kills)
     runs = [line for file in tmp_path.iterdir() for line in file.read_text().split()]
     assert len(runs) == len(set(runs)), "a call ran twice"
     assert not below(os.getpid())
     # Fewer when something of an earlier test was closed meanwhile.
-    assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
     assert not [t for t in threading.enumerate() if t.name.startswith("flame")]

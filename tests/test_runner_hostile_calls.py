@@ -254,7 +254,7 @@ def pool(tmp_path: Path) -> Iterator[flame.Pool]:
     assert [] == marked(f"HOSTILE_TEST={tmp_path}")
     assert below_before == below(os.getpid())
     # Fewer when something of an earlier test was closed meanwhile.
-    assert descriptors() <= open_before
+    assert descriptors() == open_before
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.function.__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import time
 from dataclasses import dataclass
@@ -212,7 +213,12 @@ class Handler(BaseHTTPRequestHandler):
         self._ended = True
 
     def _over(self) -> bool:
-        return self._ended
+        """Tell whether nobody reads on; who watches says nothing until it goes."""
+        if self._ended:
+            return True
+        poll = select.poll()
+        poll.register(self.connection, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _events(self, kind: Kind, events: list[tuple[str, dict[str, Any]]]) -> None:
         for name, item in events:
@@ -231,7 +237,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def cut(self) -> None:
         """End the connection without an end of the body, as a network fault does."""
-        self.close_connection = True
+        self._ended = self.close_connection = True
         socket.socket.shutdown(self.connection, socket.SHUT_RDWR)
 
 

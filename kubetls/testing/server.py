@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import secrets
+import socket
 import ssl
 import tempfile
 import threading
@@ -47,16 +48,54 @@ class _Published:
         return self.generation
 
 
+END_SECONDS: Final = 5.0
+"""How long `stop()` waits for connections that were cut to be through with that."""
+
+
 class _Listener(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     context: ssl.SSLContext
 
+    def __init__(self, *args: Any) -> None:
+        self._serving: dict[threading.Thread, socket.socket] = {}
+        super().__init__(*args)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in a thread of its own, which is known until its end."""
+        thread = threading.Thread(
+            target=self.process_request_thread,
+            args=(request, client_address),
+            name="kubetls-testing",
+            daemon=True,
+        )
+        self._serving[thread] = request
+        thread.start()
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve it; in its thread."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            del self._serving[threading.current_thread()]
+
+    def await_end(self) -> None:
+        """Wait for the threads of connections that were cut."""
+        for thread, request in list(self._serving.items()):
+            with suppress(OSError):
+                # One that still shakes hands, below its TLS.
+                socket.socket.shutdown(request, socket.SHUT_RDWR)
+            thread.join(END_SECONDS)
+
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Shake hands in the connection's own thread; a refused client is no error."""
         with suppress(OSError):
             request.settimeout(30)
-            with self.context.wrap_socket(request, server_side=True) as tls:
+            with self.context.wrap_socket(
+                request, server_side=True, do_handshake_on_connect=False
+            ) as tls:
+                self._serving[threading.current_thread()] = tls
+                tls.do_handshake()
                 super().finish_request(tls, client_address)
 
 
@@ -195,6 +234,8 @@ class Server:
     def cut(self) -> None:
         """Cut all open watches, as a network fault does."""
         _cut(self.streams)
+        with self.changed:
+            self.changed.notify_all()
 
     def end_watches(self) -> None:
         """End all open watches properly, as the API server does after their window."""
@@ -217,6 +258,9 @@ class Server:
         self._listener.shutdown()
         self._listener.server_close()
         _cut(self.connections)
+        with self.changed:
+            self.changed.notify_all()
+        self._listener.await_end()
 
     def start(self) -> None:
         """Come back after `stop()`, on the same port, with the same objects."""

@@ -1,0 +1,108 @@
+"""kubetls.testing.server leaves nothing behind: other people's tests run after it."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import kubetls
+from kubetls import testing
+
+MAPS = kubetls.path("v1", "configmaps", namespace="default")
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def serving() -> list[threading.Thread]:
+    return [found for found in threading.enumerate() if "testing" in found.name]
+
+
+def watch_until_the_server_goes(server: testing.Server) -> None:
+    with kubetls.session(server.config) as session:
+        watch = session.watch(MAPS)
+        assert watch.next(0.2) is None
+        server.stop()
+        watch.stop()
+
+
+def watch_and_leave(server: testing.Server) -> None:
+    with kubetls.session(server.config) as session:
+        watch = session.watch(MAPS)
+        assert watch.next(0.2) is None
+        watch.stop()
+
+
+def shake_hands_for_ever(server: testing.Server) -> None:
+    sock = socket.create_connection(("127.0.0.1", server.config.endpoint.port))
+    time.sleep(0.1)
+    assert serving()
+    server.stop()
+    sock.close()
+
+
+def say_nothing(server: testing.Server) -> None:
+    context = kubetls.session(server.config).ssl_context()
+    raw = socket.create_connection(("127.0.0.1", server.config.endpoint.port))
+    with context.wrap_socket(raw, server_hostname="127.0.0.1"):
+        time.sleep(0.1)
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [watch_until_the_server_goes, watch_and_leave, shake_hands_for_ever, say_nothing],
+)
+def test_no_thread_and_no_descriptor_is_left(use: object) -> None:
+    """When it stops, whatever its clients are doing."""
+    assert callable(use)
+    before = descriptors()
+    with testing.server() as server:
+        use(server)
+    deadline = time.monotonic() + 5
+    # A watch that was stopped closes its own end a moment later.
+    while (serving() or descriptors() > before) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not serving()
+    assert descriptors() == before
+
+
+def test_watch_that_nobody_reads_ends_by_itself() -> None:
+    """The server sees its client go, and does not keep the watch for an hour."""
+    with testing.server() as server:
+        watch_and_leave(server)
+        deadline = time.monotonic() + 5
+        while server.watches and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not server.watches
+
+
+def test_stopped_server_comes_back() -> None:
+    """On the same port, with the same objects."""
+    once = kubetls.Retries(attempts=1)
+    with (
+        testing.server() as server,
+        kubetls.session(server.config, retries=once) as session,
+    ):
+        session.get("/version")
+        server.stop()
+        with pytest.raises(kubetls.ConnectionFailed):
+            session.post(MAPS, {})
+        server.start()
+        assert session.get("/version")
+
+
+def test_handshake_of_a_stranger_is_no_error(capfd: pytest.CaptureFixture[str]) -> None:
+    """Nothing is printed into somebody's test output."""
+    with testing.server() as server:
+        context = ssl.create_default_context()
+        address = ("127.0.0.1", server.config.endpoint.port)
+        with socket.create_connection(address) as raw, pytest.raises(ssl.SSLError):
+            context.wrap_socket(raw, server_hostname="127.0.0.1")
+    assert capfd.readouterr() == ("", "")
