@@ -79,7 +79,8 @@ class Sizing:
         single_use: A runner ends with its first call.
         max_queue: Most calls that wait.
         placement: Which runner gets a call: the one with the fewest, or with the most.
-        max_lifetime: Seconds of service after which a runner takes no more calls.
+        max_lifetime: Seconds of service after which a runner takes no more calls, at
+            the latest; up to a tenth less, another share for each runner.
         max_tasks: Calls after which a slot's process is renewed.
     """
 

@@ -80,9 +80,11 @@ class Pool(Forms, concurrent.futures.Executor):
         placement: "least_loaded" spreads calls over runners; "pack" fills one before
             the next, so that others can go.
         max_lifetime: Seconds of service after which a runner takes no more calls, and
-            is replaced; those that run there may finish. Where the pool is not there
-            to do so, the cluster ends a pod that is older by more than the clocks of
-            boot and shutdown.
+            is replaced; those that run there may finish. Lives are up to a tenth
+            shorter, each runner's by another amount, so that runners that began
+            together are not replaced together. Where the pool is not there to do so,
+            the cluster ends a pod that is older by more than the clocks of boot and
+            shutdown.
         max_tasks_per_child: Calls after which a slot's process is renewed.
         retries: Tries after the first one, or a `Retry`. A number alone counts for
             calls that are known not to have started.

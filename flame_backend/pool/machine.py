@@ -284,7 +284,7 @@ class Machine:
             Fail(call, CallTimeout("queue", limit))
             for call, limit in self._waiting.expired(now)
         ]
-        for found in old_runners(self.roster, self.sizing, now):
+        for found in old_runners(self.roster, now):
             commands += self._retired(found, "lifetime")
         for found in self.growth.unneeded(len(self._queue), now):
             self.roster.remove(found)

@@ -6,12 +6,20 @@ of these is answered without a walk over the runners.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from bisect import bisect_left, insort
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from flame_backend.pool.commands import Sizing
+
+LIFE_SPREAD: Final = 0.1
+"""Share of a life by which the shortest one is shorter: runners that began together are
+not all replaced at the same moment."""
+
+_GOLDEN: Final = (5**0.5 - 1) / 2
+"""Multiples of it, less their whole parts, keep well apart, however many there are."""
 
 
 class Runner:
@@ -70,7 +78,9 @@ class Roster:
 
     Attributes:
         runners: All of them by name, oldest boot first.
-        serving: Since when those that are not draining can take calls, longest first.
+        serving: Those that are not draining and can take calls, longest first, each
+            with the moment at which it has done so for long enough.
+        ageing: These moments and names, soonest first.
         resting: Since when the runners without a call have been so, longest first.
         alive: Runners that are not draining.
         busy: Calls that run on those.
@@ -84,8 +94,12 @@ class Roster:
         # Runners that have an idle slot, by the number of calls they run.
         self._free: list[dict[str, Runner]] = [{} for _ in range(sizing.slots)]
         self._order = self._free[::-1] if self._pack else self._free
+        life = sizing.max_lifetime
+        self._life = float("inf") if life is None else life
+        self._served = 0
         self.runners: dict[str, Runner] = {}
         self.serving: dict[str, float] = {}
+        self.ageing: list[tuple[float, str]] = []
         self.resting: dict[str, float] = {}
         self.alive = 0
         self.busy = 0
@@ -195,7 +209,10 @@ class Roster:
     def serve(self, runner: Runner, now: float) -> None:
         """Note that the first slot of a runner has opened."""
         runner.served = True
-        self.serving[runner.name] = now
+        share = LIFE_SPREAD * (self._served * _GOLDEN % 1.0)
+        self._served += 1
+        ends = self.serving[runner.name] = now + self._life * (1.0 - share)
+        insort(self.ageing, (ends, runner.name))
 
     def suspect(self, runner: Runner) -> None:
         """Give a runner no calls for now; it keeps those it has."""
@@ -244,7 +261,9 @@ class Roster:
         self.busy -= len(runner.running)
         self.opening -= self._slots - len(runner.idle) - len(runner.running)
         self.suspects.pop(runner.name, None)
-        self.serving.pop(runner.name, None)
+        ends = self.serving.pop(runner.name, None)
+        if ends is not None:
+            del self.ageing[bisect_left(self.ageing, (ends, runner.name))]
         self.resting.pop(runner.name, None)
 
     def _rank(self, runner: Runner) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,19 +10,13 @@ if TYPE_CHECKING:
     from flame_backend.pool.roster import Roster, Runner
 
 
-def old_runners(roster: Roster, sizing: Sizing, now: float) -> list[Runner]:
+def old_runners(roster: Roster, now: float) -> list[Runner]:
     """Return the runners that have served for long enough.
 
     Boots have a clock of their own, which may stand still for longer than a life.
     """
-    if sizing.max_lifetime is None:
-        return []
-    names = []
-    for name, since in roster.serving.items():
-        if since + sizing.max_lifetime > now:
-            break
-        names.append(name)
-    return [roster.runners[name] for name in names]
+    old = takewhile(lambda found: found[0] <= now, roster.ageing)
+    return [roster.runners[name] for _, name in old]
 
 
 def all_rested(roster: Roster, sizing: Sizing, now: float) -> bool:
@@ -62,7 +57,7 @@ def next_end(
         kept: Runners that stay.
         called: Calls wait, so that no runner rests.
     """
-    moments = [_oldest_ages(roster, sizing)]
+    moments = [_oldest_ages(roster)]
     if not called:
         moments += [_surplus_rests(roster, sizing, kept), _all_rest(roster, sizing)]
     return min((found for found in moments if found is not None), default=None)
@@ -87,8 +82,8 @@ def _all_rest(roster: Roster, sizing: Sizing) -> float | None:
     return next(reversed(roster.resting.values())) + sizing.min_idle_after
 
 
-def _oldest_ages(roster: Roster, sizing: Sizing) -> float | None:
-    """Return when the runner that serves longest has done so for long enough."""
-    if sizing.max_lifetime is None or not roster.serving:
+def _oldest_ages(roster: Roster) -> float | None:
+    """Return when the first runner has served for long enough."""
+    if not roster.ageing or roster.ageing[0][0] == float("inf"):
         return None
-    return next(iter(roster.serving.values())) + sizing.max_lifetime
+    return roster.ageing[0][0]

@@ -40,6 +40,7 @@ from flame_backend.pool.commands import (
     Sizing,
 )
 from flame_backend.pool.machine import Machine
+from flame_backend.pool.roster import LIFE_SPREAD
 
 if TYPE_CHECKING:
     from flame_backend.pool.roster import Runner
@@ -141,7 +142,8 @@ class PoolMachine(RuleBasedStateMachine):
         if reason == "unneeded":
             self.unneeded(runner)
         if reason == "lifetime":
-            assert self.age(runner) >= self.sizing.max_lifetime - ROUNDING
+            shortest = (1 - LIFE_SPREAD) * self.sizing.max_lifetime
+            assert self.age(runner) >= shortest - ROUNDING
         self.forget(runner)
 
     def unneeded(self, runner: str) -> None:
