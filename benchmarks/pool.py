@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from floors import Sink, Zygote, socketpair_loop, start, tls_loop
 from idle import link_kib, wakeups
+from peers import PEERS, installed
 from plot import svg
 from work import length, nothing
 
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 BLOCK_SECONDS = 0.03
+PEER_BLOCK_SECONDS = 0.25
+"""ray gives its worker back between blocks: a block's first call takes 60 ms."""
+WARM_SECONDS = 1.0
 PAYLOAD = 64 * 1024 * 1024
 BURST = 2000
 
@@ -84,9 +88,9 @@ def pin_children(cpu: int) -> None:
                 continue
 
 
-def block(call: Callable[[], object]) -> float:
+def block(call: Callable[[], object], span: float) -> float:
     """Return the median microseconds of calls for a little while."""
-    found, ends = [], time.perf_counter() + BLOCK_SECONDS
+    found, ends = [], time.perf_counter() + span
     while (began := time.perf_counter()) < ends:
         call()
         found.append(1e6 * (time.perf_counter() - began))
@@ -99,15 +103,20 @@ def quiet(found: list[float]) -> float:
 
 
 def compared(
-    calls: dict[str, Callable[[], object]], seconds: float
+    calls: dict[str, Callable[[], object]],
+    seconds: float,
+    span: float = BLOCK_SECONDS,
 ) -> dict[str, tuple[float, float, float]]:
     """Return each contender's ratio to the first one, of quiet blocks and of all.
 
     The third is its microseconds in quiet blocks.
     """
     for call in calls.values():
+        ends = time.perf_counter() + WARM_SECONDS
         for _ in range(200):
             call()
+            if time.perf_counter() > ends:
+                break
     mine, workers = sorted(os.sched_getaffinity(0))[:2]
     pin_children(workers)
     os.sched_setaffinity(0, {mine})
@@ -115,7 +124,7 @@ def compared(
     ends = time.perf_counter() + seconds
     while time.perf_counter() < ends:
         for name, call in calls.items():
-            found[name].append(block(call))
+            found[name].append(block(call, span))
     os.sched_setaffinity(0, {mine, workers})
     unit = next(iter(found.values()))
     return {
@@ -149,6 +158,29 @@ def local_latency(seconds: float) -> Iterator[Row]:
     note = f"which takes {peer:.2f} of the bare loop"
     faster = peer / ratio
     yield Row("ProcessPoolExecutor / warm call", faster, 4.0, low=False, note=note)
+
+
+def peer_latency(seconds: float) -> Iterator[Row]:
+    """The same by others, where they are installed.
+
+    One at a time beside ours: some keep CPUs busy while they are idle. In longer
+    blocks, as some are slow to begin one.
+    """
+    for name, begin in PEERS.items():
+        with (
+            installed(name, begin) as peer,
+            flame.Pool("bench", max=1, backend=flame.LocalBackend()) as pool,
+        ):
+            if peer is None:
+                continue
+            calls: dict[str, Callable[[], object]] = {
+                "flame": lambda: pool.call(nothing),
+                peer.title: peer.call,
+            }
+            found = compared(calls, seconds, PEER_BLOCK_SECONDS)
+        ratio, _, micros = found[peer.title]
+        note = f"{micros:.0f} us"
+        yield Row(f"{peer.title} / warm call", ratio, 0, low=False, note=note)
 
 
 def tls_latency(seconds: float) -> Iterator[Row]:
@@ -304,6 +336,8 @@ def rows(seconds: float) -> Iterator[Row]:
     yield from further(40)
     yield from payload(9)
     yield from idle()
+    # Last: they leave threads and modules behind, which every fork pays for.
+    yield from peer_latency(seconds / 2)
 
 
 def main() -> None:
