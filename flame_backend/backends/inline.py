@@ -29,12 +29,19 @@ if TYPE_CHECKING:
 
 NODE: Final = "this process"
 
-_current = threading.local()
+
+class _Current(threading.local):
+    """What a thread runs; a default of the class is found without an exception."""
+
+    depth = 0
+
+
+_current: Final = _Current()
 
 
 def calling() -> bool:
     """Tell whether this thread is inside a call that runs inline."""
-    return getattr(_current, "depth", 0) > 0
+    return _current.depth > 0
 
 
 class InlineBackend:
@@ -135,7 +142,7 @@ class InlineLink(Link):
         del kind
         if not self._open:
             raise LinkClosed("the slot has ended")
-        _current.depth = getattr(_current, "depth", 0) + 1
+        _current.depth += 1
         try:
             answer, encoded = self._slot.answer(b"".join(parts))
         finally:
