@@ -192,6 +192,18 @@ def test_segment_is_referred_to_exactly_once() -> None:
         decode(ormsgpack.packb(1), [b"x"])
 
 
+@pytest.mark.parametrize("value", [7, "text", [1, (2,)], {"a": {1: 2}}])
+@pytest.mark.parametrize(
+    "behind",
+    [b"\x00", b"\xc1", b"\xd4\x63\x00", ormsgpack.packb([1] * 100)],
+    ids=["a value", "nonsense", "an unknown extension", "a list"],
+)
+def test_bytes_behind_a_value_are_never_read(value: Any, behind: bytes) -> None:
+    """They build nothing, call nothing and change nothing (docs/decisions/0004)."""
+    sent = encode(value, result_types=TYPES)
+    assert value == decode(sent.body + behind, result_types=TYPES)
+
+
 def test_document_is_referred_to_exactly_once() -> None:
     """Twice would multiply memory, also when another one is left out."""
     once = link(Tag.TUPLE)
