@@ -113,6 +113,7 @@ TABLE = {
     "flame_backend.backends.kubernetes.image_name": "values",
     "flame_backend.backends.kubernetes.injected": "values",
     "flame_backend.backends.kubernetes.disposal": "edges",
+    "flame_backend.backends.kubernetes.inquest": "edges",
     "flame_backend.backends.kubernetes.keys": "edges",
     "flame_backend.backends.kubernetes.identity": "rules",
     "flame_backend.backends.kubernetes.lease": "edges",

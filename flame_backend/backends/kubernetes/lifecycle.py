@@ -18,7 +18,6 @@ import random
 import secrets
 import threading
 import time
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,9 +27,9 @@ from flame_backend.backends.kubernetes.causes import (
     Cause,
     refusal,
     runner_state,
-    silence_of,
 )
 from flame_backend.backends.kubernetes.disposal import Remains
+from flame_backend.backends.kubernetes.inquest import Inquest
 from flame_backend.backends.kubernetes.pace import (
     CREATES_AT_ONCE,
     CREATES_PER_SECOND,
@@ -105,6 +104,7 @@ class Lifecycle:
         self._sink = sink
         self._manifest = manifest
         self._admission = admission
+        self._inquest = Inquest(pods, admission)
         self._hub = hub
         self._work = work
         self._later = hub.after
@@ -258,7 +258,7 @@ class Lifecycle:
     def _give_up(self, runner: Runner, cause: Cause) -> None:
         """Fail a boot for what it waited for too long; in a worker."""
         if cause.phase in {"connect", "import"}:
-            cause = self._explained(runner, cause)
+            cause = self._inquest.explained(runner, cause)
         self.fail(runner, cause.boot_error(runner.name))
 
     def fail(self, runner: Runner, error: BootError) -> None:
@@ -333,49 +333,26 @@ class Lifecycle:
             return
         runner.gone = reason
         self._later(LOOK_SECONDS, lambda: self._work(lambda: self._look_up(runner)))
-        self._later(CAUSE_SECONDS, lambda: self._tell(runner, self._silent(runner)))
+        self._later(
+            CAUSE_SECONDS, lambda: self._tell(runner, self._inquest.of_silence(runner))
+        )
         self._sum_up(runner)
 
     def _look_up(self, runner: Runner) -> None:
-        """Ask for the pod when the watch has said nothing; in a worker."""
-        if runner.over:
+        """Ask what the watch has not said; in a worker."""
+        if runner.over or not self._inquest.see_pod(runner):
             return
-        with suppress(kubetls.KubeTLSError):
-            try:
-                pod = self._pods.get(runner.name)
-            except kubetls.NotFound:
-                runner.removed = True
-            else:
-                runner.pod = pod
-            self._sum_up(runner)
-            if runner.end() is None:
-                # The answer may take longer than callers wait.
-                runner.mute = True
-                runner.mute = not self._pods.kubelet_answers(runner.name)
-
-    def _silent(self, runner: Runner) -> Cause:
-        cause = runner.end()
-        if cause is None and runner.pod is not None:
-            cause = silence_of(runner.pod)
-        if cause is None and runner.mute:
-            words = f"the kubelet of {runner.node} does not answer; {runner.gone}"
-            cause = Cause(name="NodeLost", words=words)
-        return cause or Cause(name="Unknown", words=runner.gone or "")
+        self._sum_up(runner)
+        if runner.end() is None:
+            self._inquest.ask_kubelet(runner)
 
     def _ended(self, runner: Runner, cause: Cause) -> None:
         """Tell of a pod that says why it ended; in a worker."""
         if runner.over:
             return
         if cause.name not in {"Deleted", "NodeLost", "RejectedByNode"}:
-            cause = self._explained(runner, cause)
+            cause = self._inquest.explained(runner, cause)
         self._tell(runner, cause)
-
-    def _explained(self, runner: Runner, cause: Cause) -> Cause:
-        """Add what the runner printed, and why its token was refused."""
-        trouble = self._admission.trouble(runner.name)
-        if trouble:
-            cause = replace(cause, words=f"{cause.words}; {trouble}")
-        return cause.with_log(self._pods.last_output(runner.name))
 
     def _tell(self, runner: Runner, cause: Cause) -> None:
         """Tell of an end, once, and see to the pod."""
