@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import time
 
 from flame_backend.backends.base import PoolSpec
 from flame_backend.backends.hub import Hub
-from flame_backend.backends.output import CALLS, TAIL_CHARACTERS, Output
+from flame_backend.backends.output import (
+    BURST_CHARACTERS,
+    CALLS,
+    CHARACTERS_PER_SECOND,
+    LINE_CHARACTERS,
+    TAIL_CHARACTERS,
+    Output,
+)
 from flame_backend.wire.frames import Kind, pack_frame
 
 
@@ -64,3 +72,30 @@ def test_last_lines_are_the_last_ones() -> None:
         output.take("r", 1, f"{number}\n")
     assert output.tail("r", 1).endswith(f"{TAIL_CHARACTERS - 1}\n")
     assert len(output.tail("r", 1)) == TAIL_CHARACTERS
+
+
+class _Count(logging.Handler):
+    """Counts records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count one."""
+        self.found += record.getMessage() == "liar: "
+
+
+def test_empty_lines_are_no_way_around_the_limit() -> None:
+    """Each is a record; a million of them held up the hub for seconds."""
+    logger, count = logging.getLogger("flame_backend.runner.empty"), _Count()
+    logger.addHandler(count)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    output = Output("empty")
+    began = time.monotonic()
+    for _ in range(BURST_CHARACTERS // 16_000):
+        output.take("liar", 0, "\n" * 16_000)
+    room = BURST_CHARACTERS + CHARACTERS_PER_SECOND * (time.monotonic() - began)
+    assert 0 < count.found <= room / LINE_CHARACTERS
+    logger.removeHandler(count)

@@ -16,7 +16,7 @@ from flame_backend.backends import control_link
 from flame_backend.backends.base import PoolSpec
 from flame_backend.backends.control_link import ControlLink
 from flame_backend.backends.hub import READS_AT_ONCE, Hub
-from flame_backend.errors import LinkClosed
+from flame_backend.errors import LinkClosed, MalformedFrame
 from flame_backend.wire.frames import Kind, pack_frame
 
 if TYPE_CHECKING:
@@ -145,3 +145,37 @@ def test_second_ready_costs_the_link() -> None:
     with flooded(READY) as (_, heard):
         await_true(heard.gone)
         assert (["liar"], ["liar"]) == (heard.ready, heard.gone)
+
+
+END = {"runner": "r", "slot": 0, "exit_code": 0, "signal": None, "detail": ""}
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts"),
+    [
+        (Kind.READY, {"phases": [["import", 10**400]]}),
+        (Kind.READY, {"phases": [["import", float("nan")]]}),
+        (Kind.READY, {"phases": [["import", float("inf")]]}),
+        (Kind.READY, {"phases": [[7, 1.0]]}),
+        (Kind.SLOT_ENDED, END | {"exit_code": 10**4000}),
+        (Kind.SLOT_ENDED, END | {"signal": -(10**4000)}),
+        (Kind.SLOT_ENDED, END | {"slot": 1.0}),
+        (Kind.LOG, LINE | {"call": 10**4000}),
+        (Kind.LOG, LINE | {"call": -1}),
+        (Kind.LOG, LINE | {"runner": {}}),
+        (Kind.LOG, [LINE]),
+    ],
+    ids=lambda value: str(value)[:48],
+)
+def test_facts_that_no_agent_writes_are_refused(kind: Kind, facts: object) -> None:
+    """With the one error that costs the link; another is logged for each frame."""
+    with pytest.raises(MalformedFrame, match=kind.name):
+        control_link.parsed(kind, json.dumps(facts).encode())
+
+
+def test_number_without_end_costs_the_link() -> None:
+    """It was a step that failed, and the agent could go on, unpaused."""
+    body = json.dumps({"phases": [["import", 10**400]]}).encode()
+    with flooded(pack_frame(Kind.READY, body)) as (_, heard):
+        await_true(heard.gone)
+        assert ["liar"] == heard.gone

@@ -10,6 +10,7 @@ its frames cause; they are capped by the decoder, and all text in them is cleane
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import ssl
@@ -31,6 +32,11 @@ BURST_BYTES = 4 * 1024 * 1024
 BYTES_PER_SECOND = 512 * 1024.0
 """What a link may bring. An agent keeps what calls print to 64 KiB a second, which are
 six times as many as JSON at the worst."""
+
+CALL_NUMBERS = 2**64
+"""A frame's header has eight bytes for a call's number."""
+
+EXIT_CODES = 2**32
 
 _READ_BYTES = 64 * 1024
 
@@ -146,7 +152,7 @@ def parsed(kind: Kind, body: bytes) -> Report:
     """
     try:
         return Report(kind, _facts(kind, json.loads(body)))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         msg = f"{kind.name} that an agent does not write"
         raise MalformedFrame(msg) from error
 
@@ -155,7 +161,7 @@ def _facts(kind: Kind, said: Any) -> tuple[Any, ...]:
     if kind is Kind.HELLO:
         return (said,) if isinstance(said, dict) else (said["?"],)
     if kind is Kind.READY:
-        return ([(clean(name, 32), float(took)) for name, took in said["phases"]],)
+        return ([(clean(name, 32), _seconds(took)) for name, took in said["phases"]],)
     if kind is Kind.FAILED:
         log = clean(said["traceback"], 64 * 1024)
         return clean(said["phase"], 32), clean(said["reason"], 1024), log
@@ -170,6 +176,9 @@ def _facts(kind: Kind, said: Any) -> tuple[Any, ...]:
         slot, call = said["slot"], said["call"]
         if type(slot) is not int or type(call) is not int:
             raise TypeError
+        if not 0 <= call < CALL_NUMBERS:
+            # Its digits stand before each line that is logged.
+            raise ValueError
         return (
             clean(said["runner"], 253),
             slot,
@@ -181,7 +190,15 @@ def _facts(kind: Kind, said: Any) -> tuple[Any, ...]:
     raise ValueError
 
 
+def _seconds(value: Any) -> float:
+    took = float(value)
+    if not math.isfinite(took):
+        raise ValueError
+    return took
+
+
 def _number(value: object) -> int | None:
-    if value is None or type(value) is int:
+    """Check an exit code or a signal."""
+    if value is None or (type(value) is int and abs(value) < EXIT_CODES):
         return value
     raise TypeError

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +27,9 @@ logger = logging.getLogger("flame_backend.hub")
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
+
+LONGEST_SECONDS: Final = 3600.0
+"""The longest sleep; epoll refuses one of 25 days."""
 
 
 class Loop:
@@ -120,7 +123,8 @@ class Loop:
     def _wait(self) -> float | None:
         if not self._timers:
             return None
-        return max(0.0, self._timers[0][0] - time.monotonic())
+        left = self._timers[0][0] - time.monotonic()
+        return min(max(0.0, left), LONGEST_SECONDS)
 
     def _run_steps(self) -> None:
         """Run the steps that there are; those that they leave have their turn later."""

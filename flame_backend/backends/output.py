@@ -18,6 +18,11 @@ BURST_CHARACTERS: Final = 1024 * 1024
 CHARACTERS_PER_SECOND: Final = 256 * 1024.0
 """What a few agents that keep to their own limit may send together."""
 
+LINE_CHARACTERS: Final = 16
+"""What a line counts for besides its text: an empty one is a record of the log as well,
+and takes the hub's time, while other links wait. Short lines of one honest agent, ten
+characters each, still have room."""
+
 CALLS: Final = 1024
 """Calls whose last lines are kept."""
 
@@ -42,11 +47,13 @@ class Output:
             self._keep(runner, call, text)
         if not self._logger.isEnabledFor(logging.INFO):
             return
-        if not self._allowed.take(len(text), time.monotonic()):
-            return
         facts = {"flame_runner": runner, "flame_call": call}
         where = f"call {call} on {runner}" if call else runner
-        for line in text.splitlines():
+        lines = text.splitlines()
+        size = len(text) + LINE_CHARACTERS * len(lines)
+        if not self._allowed.take(size, time.monotonic()):
+            return
+        for line in lines:
             self._logger.info("%s: %s", where, line, extra=facts)
 
     def _keep(self, runner: str, call: int, text: str) -> None:
