@@ -11,6 +11,7 @@ import subprocess
 import traceback
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from flame_backend import errors
@@ -335,3 +336,10 @@ def test_every_builtin_exception_without_control_is_in_the_table() -> None:
         if issubclass(kind, UnicodeError) and kind is not UnicodeError:
             continue
         assert type(crossed(kind("x"))) is kind, name
+
+
+@pytest.mark.parametrize("facts", [np.zeros(3), [1], "text", None, 7])
+def test_error_that_is_no_dict_is_refused(facts: Any) -> None:
+    """An array answers a name with an error of its own."""
+    with pytest.raises(MalformedFrame):
+        decode_exception(encode(facts).body)

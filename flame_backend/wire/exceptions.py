@@ -99,6 +99,10 @@ def decode_exception(
         MalformedFrame: The bytes are something else.
     """
     facts = decode(body, segments, result_types=result_types)
+    if type(facts) is not dict:
+        # Arrays and tables have errors of their own for what is not in them.
+        msg = "an exception that is no dict"
+        raise MalformedFrame(msg)
     try:
         remote = RemoteError(
             clean(facts["type"], NAME_CHARACTERS),
