@@ -312,6 +312,34 @@ def test_missing_interpreter_is_refused() -> None:
         pool.call(square, 1)
 
 
+def test_backend_serves_one_pool_at_a_time() -> None:
+    """A second one is refused, where its calls and those of the first would hang."""
+    backend = flame.LocalBackend()
+    with flame.Pool("first", max=1, backend=backend) as first:
+        assert first.call(square, 2) == 4
+        with (
+            flame.Pool("second", max=1, backend=backend) as second,
+            pytest.raises(flame.ConfigurationError, match="another pool"),
+        ):
+            second.call(square, 3)
+        assert first.call(square, 3) == 9
+    with flame.Pool("third", max=1, backend=backend) as third:
+        assert third.call(square, 4) == 16
+
+
+def test_agent_that_ends_gets_no_boots_when_it_speaks_again() -> None:
+    """It was told to end, then stopped, then went on: boots there would time out."""
+    backend = flame.LocalBackend()
+    with flame.Pool("ending", max=2, backend=backend) as pool:
+        assert pool.call(square, 2) == 4
+        pid = pool.status().backend["agent_pid"]
+        backend.agent_draining("local-1", "SIGTERM")
+        for silent in (True, False):
+            backend.agent_silent("local-1", silent=silent)
+        assert pool.call(square, 3) == 9
+        assert pool.status().backend["agent_pid"] not in {pid, None}
+
+
 def test_closed_pool_takes_no_call() -> None:
     """It says so, also as RuntimeError like every executor."""
     pool = flame.Pool("closed", max=1, backend=flame.LocalBackend())

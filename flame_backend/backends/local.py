@@ -56,12 +56,14 @@ LINGER_SECONDS: Final = 1.0
 class _Agent:
     """One agent, and the runners on it."""
 
-    __slots__ = ("loaded", "name", "process", "runners")
+    __slots__ = ("ending", "loaded", "name", "process", "runners")
 
     def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
         self.name = name
         self.process = process
         self.loaded = False
+        # Takes no new runners, whatever is heard of it.
+        self.ending = False
         self.runners: set[str] = set()
 
 
@@ -109,8 +111,11 @@ class LocalBackend:
         """Start the hub; an agent starts with the first boot.
 
         Raises:
-            ConfigurationError: There is no such interpreter.
+            ConfigurationError: There is no such interpreter, or it serves another pool.
         """
+        if self._hub is not None:
+            reason = "this LocalBackend serves another pool; make one more"
+            raise ConfigurationError("backend", reason)
         if shutil.which(self._python) is None:
             reason = f"{self._python} is no program that can be run"
             raise ConfigurationError("python", reason)
@@ -140,17 +145,17 @@ class LocalBackend:
 
     def open_slot(self, runner: str, slot: int) -> None:
         """Fork another process for a slot."""
-        found = self._runners.get(runner)
-        if self._hub is not None and found is not None:
-            self._hub.open_slot(found.agent.name, runner, slot)
+        hub, found = self._hub, self._runners.get(runner)
+        if hub is not None and found is not None:
+            hub.open_slot(found.agent.name, runner, slot)
 
     def kill_slot(
         self, runner: str, slot: int, grace: float = KILL_GRACE_SECONDS
     ) -> None:
         """End a slot's process."""
-        found = self._runners.get(runner)
-        if self._hub is not None and found is not None:
-            self._hub.kill_slot(found.agent.name, runner, slot, grace)
+        hub, found = self._hub, self._runners.get(runner)
+        if hub is not None and found is not None:
+            hub.kill_slot(found.agent.name, runner, slot, grace)
 
     def end(self, runner: str, grace: float = 0.0) -> None:
         """End a runner's slots; its agent stays for the others."""
@@ -235,11 +240,11 @@ class LocalBackend:
         return True
 
     def _overdue(self, runner: str) -> None:
-        found = self._runners.get(runner)
-        if self._hub is None or found is None or found.ready:
+        hub, found = self._hub, self._runners.get(runner)
+        if hub is None or found is None or found.ready:
             return
         agent = found.agent
-        if not self._give_up(self._hub, runner):
+        if not self._give_up(hub, runner):
             return
         what = "its process to connect" if agent.loaded else "the app to load"
         reason = f"waited {self._spec.boot_timeout:g} s for {what}"
@@ -252,6 +257,11 @@ class LocalBackend:
         self._sink.boot_failed(runner, BootTimeout(runner, phase, reason))
 
     def _retire(self, agent: _Agent) -> None:
+        """Boot no more runners on an agent."""
+        agent.ending = True
+        self._pass_over(agent)
+
+    def _pass_over(self, agent: _Agent) -> None:
         if self._current is agent:
             self._current = None
 
@@ -305,8 +315,8 @@ class LocalBackend:
             if found is None:
                 return
             if silent:
-                self._retire(found)
-            elif self._current is None:
+                self._pass_over(found)
+            elif self._current is None and not found.ending:
                 self._current = found
             runners = list(found.runners)
         for runner in runners:

@@ -158,8 +158,12 @@ class KubernetesBackend:
         """Find this pod, listen, watch, and sweep what earlier processes left.
 
         Raises:
-            ConfigurationError: This process is not in a pod, or may not read it.
+            ConfigurationError: This process is not in a pod, or may not read it; or
+                it serves another pool.
         """
+        if self._listener is not None:
+            reason = "this KubernetesBackend serves another pool; make one more"
+            raise ConfigurationError("backend", reason)
         self._spec = spec
         self._sink = sink
         self._closed = False
