@@ -112,6 +112,5 @@ def test_no_call_is_lost_doubled_or_mixed_up(tmp_path: Path) -> None:
     runs = [line for file in tmp_path.iterdir() for line in file.read_text().split()]
     assert len(runs) == len(set(runs)), "a call ran twice"
     assert not below(os.getpid())
-    # Fewer when something of an earlier test was closed meanwhile.
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
     assert not [t for t in threading.enumerate() if t.name.startswith("flame")]
