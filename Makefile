@@ -55,12 +55,11 @@ test-kind: $(STAMP) ## The integration tests on a kind cluster with two workers 
 test-slow: $(STAMP) ## Tests that take many minutes (a token's whole life)
 	@$(PY) -m pytest tests -m slow
 
-bench: $(STAMP) ## Ratios beside peers and limits, in about two minutes
+bench: $(STAMP) ## Ratios beside peers and limits, in about four minutes
 	@$(PY) benchmarks/client_import.py
 	@$(PY) benchmarks/client_list.py
 	@$(PY) benchmarks/pool.py --svg docs/benchmarks.svg
-	@echo "pools of pods, on a real API server (a node needs root):"
-	@echo "  $(PY) benchmarks/runners.py [--no-node]"
+	@$(PY) benchmarks/runners.py --no-node
 
 clean: ## Remove .venv and caches of this folder (never the user's cache folder)
 	@rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
