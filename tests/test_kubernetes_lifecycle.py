@@ -19,6 +19,7 @@ from flame_backend.backends.kubernetes.lifecycle import Lifecycle
 from flame_backend.backends.kubernetes.pace import CREATES_PER_SECOND
 from flame_backend.backends.kubernetes.pods import NONCE, PodsFull
 from flame_backend.errors import (
+    AppImportError,
     AuthRefused,
     BootDenied,
     BootTimeout,
@@ -510,3 +511,15 @@ def test_storm_of_boots_is_posted_at_a_pace(world: World) -> None:
         world.boot(f"p-{number}")
     world.until(lambda: world.table.posts == 40)
     assert time.monotonic() - began > 10 / CREATES_PER_SECOND - 0.05
+
+
+def test_app_that_fails_to_load_again_is_a_lost_runner(world: World) -> None:
+    """Calls run there: as a boot that failed they would hear nothing of it."""
+    world.ready()
+    runner = world.life.find("p-1")
+    assert runner is not None
+    world.life.fail(runner, AppImportError("p-1", "import", "no module x"))
+    error = world.end_of()
+    assert isinstance(error, RunnerLost)
+    assert error.reason == "Crashed"
+    assert "no module x" in str(error)

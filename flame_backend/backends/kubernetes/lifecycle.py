@@ -43,7 +43,7 @@ from flame_backend.backends.kubernetes.waiting import (
     Waiting,
     waiting_for,
 )
-from flame_backend.errors import BootDenied, FlameError
+from flame_backend.errors import BootDenied, FlameError, RunnerLost
 from flame_backend.wire.bucket import Bucket
 
 if TYPE_CHECKING:
@@ -262,10 +262,15 @@ class Lifecycle:
         self.fail(runner, cause.boot_error(runner.name))
 
     def fail(self, runner: Runner, error: BootError) -> None:
-        """End a boot, once, with its error."""
-        if self._take(runner):
-            self._hub.drop(runner.name)
-            self._dispose(runner, failed=True)
+        """End a boot, once, with its error; one that was ready is lost: calls run."""
+        if not self._take(runner):
+            return
+        self._hub.drop(runner.name)
+        self._dispose(runner, failed=True)
+        if runner.ready:
+            how = f"the app failed to load again: {error.reason}"
+            self._sink.lost(runner.name, RunnerLost(runner.name, "Crashed", how))
+        else:
             self._sink.boot_failed(runner.name, error)
 
     # ------------------------------------------------------------------ pods
