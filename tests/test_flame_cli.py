@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -156,12 +161,23 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "egress": (["init", "--service-account", "a", "--lock-egress"], "--parent-label"),
     "function": (["run", "math:nothing"], "nothing"),
     "no function": (["run", "math:pi"], "no function"),
+    "module that raises": (["run", "a_raising_module:f"], "ZeroDivisionError"),
+    "module that exits": (["run", "an_exiting_module:f"], "SystemExit: bye"),
+    "module that is no Python": (["run", "a_broken_module:f"], "SyntaxError"),
+    "relative module": (["run", ".math:sqrt"], ".math:sqrt"),
+    "manifest that raises": (
+        ["render", "--parent", "POD", "--manifest", "a_raising_module:f"],
+        "--manifest",
+    ),
+    "unset pool": (["ps", "--pool", ""], "--pool"),
+    "another selector": (["sweep", "--pool", "a,!b"], "--pool"),
 }
 
 
 @pytest.mark.parametrize(("words", "text"), REFUSED.values(), ids=REFUSED.keys())
 def test_wrong_option_is_3_with_its_name(
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     parent: str,
     words: list[str],
@@ -173,7 +189,12 @@ def test_wrong_option_is_3_with_its_name(
         "EMPTY": yaml.safe_dump(SERVICE),
         "BROKEN": "a: [",
         "NAMED": "metadata: {name: mine}",
+        "a_raising_module.py": "1 / 0",
+        "an_exiting_module.py": "raise SystemExit('bye')",
+        "a_broken_module.py": "def f(:",
     }
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     words = [str(tmp_path / word) if word in files else word for word in words]
@@ -187,7 +208,14 @@ def test_unreachable_server_is_4(
 ) -> None:
     """With the server's name in the line."""
     server = f"https://127.0.0.1:{free_port()}"
-    config = {
+    file = _kubeconfig(tmp_path, server)
+    code, error = refused(capsys, "ps", "--kubeconfig", str(file))
+    assert 4 == code
+    assert server in error
+
+
+def _kubeconfig(folder: Path, server: str) -> Path:
+    config: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "Config",
         "current-context": "c",
@@ -196,11 +224,9 @@ def test_unreachable_server_is_4(
         "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
     }
     config["clusters"][0]["cluster"]["certificate-authority-data"] = _authority()
-    file = tmp_path / "kubeconfig"
+    file = folder / "kubeconfig"
     file.write_text(yaml.safe_dump(config))
-    code, error = refused(capsys, "ps", "--kubeconfig", str(file))
-    assert 4 == code
-    assert server in error
+    return file
 
 
 def _authority() -> str:
@@ -213,8 +239,7 @@ def _authority() -> str:
 
 def test_closed_output_is_141_without_a_traceback() -> None:
     """`flame-backend init | head -1` ends quietly."""
-    program = "import sys; from flame_backend.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", program, "init", "--service-account", "a"]
+    command = program("init", "--service-account", "a")
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
     ) as process:
@@ -223,6 +248,90 @@ def test_closed_output_is_141_without_a_traceback() -> None:
         process.stdout.close()
         error = process.stderr.read()
         assert (141, b"") == (process.wait(), error)
+
+
+def program(*words: str) -> list[str]:
+    """Return the command line of a process of its own."""
+    return [sys.executable, "-c", PROGRAM, *words]
+
+
+# A shell has its background processes ignore interrupts; a terminal's do not.
+PROGRAM = """\
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from flame_backend.cli import main
+sys.exit(main())
+"""
+
+
+def test_full_disk_is_3_without_a_traceback() -> None:
+    """`flame-backend init > file` does not say that all is well."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            program("init", "--service-account", "a"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            check=False,
+            text=True,
+        )
+    assert 3 == done.returncode
+    assert re.fullmatch(r"flame-backend: the answer .*No space left.*\n", done.stderr)
+
+
+def test_letters_that_the_locale_lacks_are_escaped() -> None:
+    """A name in an ASCII terminal is no reason for a traceback."""
+    done = subprocess.run(
+        program("run", "builtins:chr", "233"),
+        capture_output=True,
+        cwd=ROOT,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert (0, b"\\xe9\n", b"") == (done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("name", ["run", "ps"])
+def test_interrupt_is_130_without_a_traceback(tmp_path: Path, name: str) -> None:
+    """Ctrl-C in the middle of a call, and of a request that nobody answers."""
+    begun = tmp_path / "begun"
+    (tmp_path / "slow_calls.py").write_text(SLOW)
+    with ExitStack() as stack:
+        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        server = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        words = {
+            "run": ["run", "slow_calls:wait", str(begun)],
+            "ps": ["ps", "--kubeconfig", str(_kubeconfig(tmp_path, server))],
+        }
+        with subprocess.Popen(
+            program(*words[name]),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            # As a terminal has it: all processes of the command are interrupted.
+            start_new_session=True,
+        ) as process:
+            if name == "ps":
+                silent.settimeout(60)
+                taken, _ = silent.accept()
+                stack.enter_context(taken).recv(1)
+            else:
+                give_up = time.monotonic() + 60
+                while not begun.exists() and time.monotonic() < give_up:
+                    time.sleep(0.05)
+            os.killpg(process.pid, signal.SIGINT)
+            assert (b"", b"") == process.communicate(timeout=60)
+    assert 130 == process.returncode
+
+
+SLOW = """\
+import pathlib, time
+
+def wait(name):
+    pathlib.Path(name).touch()
+    time.sleep(60)
+"""
 
 
 # ------------------------------------------------------------------ render
@@ -358,6 +467,14 @@ def test_run_prints_the_result(capsys: pytest.CaptureFixture[str]) -> None:
     assert "[\n  1\n]\n" == printed(capsys, "run", "builtins:list", "[1]", "--json")
 
 
+def test_json_is_json_whatever_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+    """NaN is none, and is said as text."""
+    text = printed(capsys, "run", "builtins:float", "nan", "--json")
+    assert "nan" == json.loads(text, parse_constant=pytest.fail)
+    output.as_json({(1, 2): 3})
+    assert "{(1, 2): 3}" == json.loads(capsys.readouterr().out)
+
+
 def test_run_answers_no_when_the_function_raises(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -368,6 +485,8 @@ def test_run_answers_no_when_the_function_raises(
     code, error = refused(capsys, "run", "time:sleep", "60", "--timeout", "0.2")
     assert 1 == code
     assert "timeout of 0.2 s" in error
+    code, error = refused(capsys, "run", "sys:exit", "3")
+    assert (1, "flame-backend: builtins.SystemExit: 3\n") == (code, error)
 
 
 # ------------------------------------------------------------------ output

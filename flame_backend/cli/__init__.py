@@ -7,6 +7,7 @@ its remedy. The exit codes below are part of the interface.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from typing import TYPE_CHECKING, Final
@@ -35,7 +36,8 @@ exit codes:
   0    done
   1    the answer is no: doctor found a fault, the function of run raised
   2    the command line is wrong
-  3    an option, a file, a manifest or the credentials break a rule
+  3    an option, a file, a manifest or the credentials break a rule, or the answer
+       could not be written
   4    the API server was not reached, or it refused
   5    a runner could not be had, or was lost
   130  interrupted
@@ -52,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names and messages from elsewhere, in a locale that has not their letters.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         args = _parser().parse_args(arguments)
         code: int = args.run(args)
@@ -67,11 +72,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return RUNNER
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # The interpreter flushes once more at its end, to whom nobody listens.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+    except OSError as error:
+        return _unwritten(error)
     return code
+
+
+def _unwritten(error: OSError) -> int:
+    """Say that the answer did not get out; not to a reader who left before its end."""
+    # The interpreter flushes once more at its end, and would meet the same again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return BROKEN_PIPE
+    output.fail(f"the answer could not be written: {error}")
+    return CONFIGURATION
 
 
 def _with_remedy(error: kubetls.KubeTLSError) -> str:

@@ -30,7 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     parser.add_argument("function", metavar="MODULE:FUNCTION")
     parser.add_argument("arguments", nargs="*", metavar="ARGUMENT")
-    parser.add_argument("--timeout", type=float, metavar="SECONDS")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="how long it may run (default: no limit)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
         try:
             result = pool.call(function, *words)
         except CallError as error:
-            output.fail(str(error))
+            # What follows is a traceback, which makes no line.
+            output.fail(str(error).partition("\nTraceback ")[0])
             return 1
         except FlameError:
             raise

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import TYPE_CHECKING, Any, NamedTuple
+import re
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import kubetls
 from flame_backend.backends.kubernetes.causes import end_of, silence_of
@@ -12,12 +13,14 @@ from flame_backend.backends.kubernetes.manifest import LABEL
 from flame_backend.backends.kubernetes.waiting import waiting_for
 from flame_backend.cli import output
 from flame_backend.cli.cluster import add_cluster_options, open_session
+from flame_backend.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable
 
 ENDED = ("Succeeded", "Failed")
+_LABEL_VALUE: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\Z")
 
 PS_HELP = "list runner pods"
 PS_DESCRIPTION = """\
@@ -59,7 +62,9 @@ class Found(NamedTuple):
 
 def add_ps_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ps`."""
-    parser.add_argument("-A", "--all-namespaces", action="store_true")
+    parser.add_argument(
+        "-A", "--all-namespaces", action="store_true", help="in every namespace"
+    )
     parser.add_argument("--pool", metavar="NAME", help="only runners of this pool")
     add_cluster_options(parser)
 
@@ -73,6 +78,7 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
 
 def ps(args: argparse.Namespace) -> int:
     """Print the runner pods."""
+    _require_pool_name(args.pool)
     with open_session(args) as session:
         namespace = None if args.all_namespaces else session.namespace
         pods = _runner_pods(session, namespace, args.pool)
@@ -106,6 +112,7 @@ def ps(args: argparse.Namespace) -> int:
 
 def sweep(args: argparse.Namespace) -> int:
     """Delete, or name, what is left over."""
+    _require_pool_name(args.pool)
     with open_session(args) as session:
         pods = _runner_pods(session, session.namespace, args.pool)
         path = kubetls.path("v1", "pods", namespace=session.namespace)
@@ -151,10 +158,16 @@ def _deleted(session: kubetls.Session, pods: str, runner: Found) -> bool:
     return True
 
 
+def _require_pool_name(name: str | None) -> None:
+    """Refuse what would make another selector: `--pool "$UNSET"` is not every pool."""
+    if name is not None and not _LABEL_VALUE.match(name):
+        raise ConfigurationError("--pool", f"{name!r} is no name of a pool")
+
+
 def _runner_pods(
     session: kubetls.Session, namespace: str | None, pool: str | None
 ) -> list[dict[str, Any]]:
-    selector = f"{LABEL}/pool={pool}" if pool else f"{LABEL}/pool"
+    selector = f"{LABEL}/pool" if pool is None else f"{LABEL}/pool={pool}"
     path = kubetls.path("v1", "pods", namespace=namespace)
 
     def order(pod: dict[str, Any]) -> tuple[str, str]:

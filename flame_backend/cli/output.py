@@ -31,7 +31,12 @@ def fail(text: str) -> None:
 
 def as_json(value: Any) -> None:
     """Write a value as JSON; what JSON cannot say, as text."""
-    say(json.dumps(value, indent=2, default=str))
+    try:
+        text = json.dumps(value, indent=2, default=str, allow_nan=False)
+    except (TypeError, ValueError):
+        # Keys that are no text, NaN, a list within itself: no part of it would do.
+        text = json.dumps(repr(value))
+    say(text)
 
 
 def as_yaml(documents: Iterable[dict[str, Any]]) -> None:

@@ -222,4 +222,8 @@ def imported(word: str, option: str) -> Any:
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(option, f"{word}: {error}") from error
+    except (Exception, SystemExit) as error:
+        # The module's own code ran: whatever it raises is what is wrong with it.
+        reason = f"{word}: {type(error).__name__}: {error}"
+        raise ConfigurationError(option, reason) from error
     return found
