@@ -6,7 +6,6 @@ consumer sees each object's last state, and never an error as "empty".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from kubetls.client.listing import Listing
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 
     from kubetls.client.listing import Collection, Fetch
     from kubetls.client.watch import OpenStream
+
+    Objects = dict[tuple[str, str], Any]
 
 INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
 
@@ -53,7 +54,7 @@ class ListWatch(Stream):
         self._open = open_stream
         self._collection = collection
         self._watch: Watch | None = None
-        self.objects: dict[tuple[str, str], Any] = {}
+        self.objects: Objects = {}
         self.resource_version: str | None = None
 
     def stop(self) -> None:
@@ -68,7 +69,10 @@ class ListWatch(Stream):
         while True:
             self.unless_stopped()
             try:
-                yield from self._difference(self._streamed() or self._listed())
+                present = self._streamed()
+                if present is None:
+                    present = self._listed()
+                yield from self._difference(present)
                 failures = 0
                 yield Event("SYNCED", {}, self.resource_version or "")
                 yield from self._changes()
@@ -80,15 +84,15 @@ class ListWatch(Stream):
             else:
                 return
 
-    def _listed(self) -> _Found:
+    def _listed(self) -> Objects:
         """List; the watch then begins at the list's version."""
         listing = Listing(self._fetch, self._collection, PAGE, waiter=self)
         found = listing.by_name()
         self.resource_version = listing.resource_version or ""
         self._watch = None
-        return _Found(found)
+        return found
 
-    def _streamed(self) -> _Found | None:
+    def _streamed(self) -> Objects | None:
         """Take what exists from the watch itself; None where the server does not.
 
         Spares the API server the memory of whole pages.
@@ -96,7 +100,7 @@ class ListWatch(Stream):
         if not self._streams:
             return None
         key_of = self._collection.decoding.key
-        found: dict[tuple[str, str], Any] = {}
+        found: Objects = {}
         watch = self._begin_watch(None)
         try:
             for event in watch:
@@ -106,7 +110,7 @@ class ListWatch(Stream):
                     found[key_of(event.object)] = event.object
                 elif _ends_initial_events(event.object):
                     self.resource_version = event.resource_version
-                    return _Found(found)
+                    return found
                 else:
                     break  # it knows watches, and not what was asked for
         except (BadRequest, Invalid):
@@ -116,14 +120,13 @@ class ListWatch(Stream):
         self._streams = False
         return None
 
-    def _difference(self, present: _Found) -> Generator[Event]:
+    def _difference(self, present: Objects) -> Generator[Event]:
         """Yield what a full collection changes in `objects`."""
         uid, newest = self._collection.decoding.uid, self._collection.decoding.version
-        found = present.objects
         version = self.resource_version or ""
-        for key in [key for key in self.objects if key not in found]:
+        for key in [key for key in self.objects if key not in present]:
             yield Event("DELETED", self.objects.pop(key), version)
-        for key, item in found.items():
+        for key, item in present.items():
             known = self.objects.get(key)
             if known is not None and uid(known) != uid(item):
                 # Deleted and created again while nobody looked: two events.
@@ -155,13 +158,6 @@ class ListWatch(Stream):
         self._watch = watch
         self.unless_stopped()
         return watch
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A full collection by name."""
-
-    objects: dict[tuple[str, str], Any]
 
 
 def _ends_initial_events(bookmark: dict[str, Any]) -> bool:
