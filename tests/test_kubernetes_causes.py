@@ -292,6 +292,12 @@ REFUSALS: dict[str, tuple[kubetls.KubeTLSError, str, type[BootError]]] = {
         ),
         "Webhook", BootError,
     ),
+    "server that has just started": (
+        kubetls.Forbidden(
+            403, "Forbidden", 'pods "a" is forbidden: not yet ready to handle request',
+        ),
+        "ApiNotReady", BootError,
+    ),
     "rights": (
         kubetls.Forbidden(
             403, "Forbidden", 'pods is forbidden: User "system:serviceaccount:a:b" '

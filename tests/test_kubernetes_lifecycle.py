@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 QUOTA = kubetls.Forbidden(403, "Forbidden", "exceeded quota: q, requested: pods=1")
 BUSY = kubetls.TooManyRequests(429, "TooManyRequests", "later")
 AWAY = kubetls.ConnectionFailed("10.0.0.1:443", "refused", False)
+UNRIGHTFUL = kubetls.Forbidden(403, "Forbidden", 'cannot create resource "pods"')
 DENIED = kubetls.Forbidden(403, "Forbidden", 'violates PodSecurity "restricted"')
 
 
@@ -250,6 +251,25 @@ def test_denied_post_fails_at_once(world: World) -> None:
     world.boot()
     assert BootDenied is type(world.end_of())
     assert 1 == world.table.posts
+
+
+def test_refused_right_after_an_outage_is_asked_for_again(world: World) -> None:
+    """A server that has just started has not read the roles it judges by."""
+    world.table.answers = [AWAY, UNRIGHTFUL]
+    world.boot()
+    world.until(lambda: world.table.expected.get("p-1") == "uid-p-1")
+    assert [] == world.sink.heard
+
+
+@pytest.mark.parametrize("answers", [[UNRIGHTFUL], [AWAY, DENIED]])
+def test_refused_right_without_outage_and_refused_pod_fail(
+    world: World, answers: list[Exception]
+) -> None:
+    """Nothing that time alone would change."""
+    world.table.answers = [*answers]
+    world.boot()
+    assert BootDenied is type(world.end_of())
+    assert len(answers) == world.table.posts
 
 
 def test_manifest_that_cannot_be_made_fails_the_boot(world: World) -> None:

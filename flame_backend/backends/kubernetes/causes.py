@@ -85,6 +85,8 @@ _REFUSALS: Final = (
     (re.compile(r"admission webhook \".*\" denied"), "Webhook", BootDenied),
     (re.compile(r"failed calling webhook "), "Webhook", BootError),
     (re.compile(r"because it is being terminated"), "NamespaceTerminating", BootDenied),
+    # A 403, too, of a server that has just started and not read its own caches yet.
+    (re.compile(r"not yet ready to handle request"), "ApiNotReady", BootError),
     (re.compile(r" cannot \w+ resource "), "Forbidden", BootDenied),
 )
 _FINAL: Final = (
@@ -147,6 +149,11 @@ def words_of(state: dict[str, Any], *, limit: int = TEXT_CHARACTERS) -> str:
     return clean(" ".join(text.split()), limit)
 
 
+UNREACHABLE: Final = "ApiUnreachable"
+UNRIGHTFUL: Final = frozenset({"Forbidden", "Unauthorized"})
+"""Names of a refusal for want of a right, as against one for what the pod is."""
+
+
 def refusal(error: kubetls.KubeTLSError) -> Cause:
     """Return why a pod was not created.
 
@@ -155,7 +162,7 @@ def refusal(error: kubetls.KubeTLSError) -> Cause:
     """
     if not isinstance(error, kubetls.ApiError):
         words = clean(str(error), TEXT_CHARACTERS)
-        return Cause(name="ApiUnreachable", words=words, phase="create")
+        return Cause(name=UNREACHABLE, words=words, phase="create")
     text = clean(error.message, TEXT_CHARACTERS)
     for pattern, name, kind in _REFUSALS:
         if pattern.search(error.message):

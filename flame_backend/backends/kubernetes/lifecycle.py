@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Final
 import kubetls
 from flame_backend.backends.kubernetes.books import Runner
 from flame_backend.backends.kubernetes.causes import (
+    UNREACHABLE,
+    UNRIGHTFUL,
     Cause,
     refusal,
     runner_state,
@@ -33,6 +35,7 @@ from flame_backend.backends.kubernetes.inquest import Inquest
 from flame_backend.backends.kubernetes.pace import (
     CREATES_AT_ONCE,
     CREATES_PER_SECOND,
+    SETTLE_SECONDS,
     pause_before,
 )
 from flame_backend.backends.kubernetes.pods import NONCE, PodsFull
@@ -113,6 +116,7 @@ class Lifecycle:
         self._lock = threading.Lock()
         self._runners: dict[str, Runner] = {}
         self._reading = False
+        self._unreached = -math.inf
 
     def find(self, name: str) -> Runner | None:
         """Return a runner that is in the books."""
@@ -197,7 +201,11 @@ class Lifecycle:
         Its callers wait meanwhile: room comes when another pod goes, and an API
         server comes back.
         """
-        if cause.kind is BootDenied:
+        now = time.monotonic()
+        if cause.name == UNREACHABLE:
+            self._unreached = now
+        settling = now - self._unreached < SETTLE_SECONDS and cause.name in UNRIGHTFUL
+        if cause.kind is BootDenied and not settling:
             self.fail(runner, cause.boot_error(runner.name))
             return
         self._observe(runner, Waiting(cause))

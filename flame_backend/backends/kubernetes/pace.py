@@ -11,6 +11,13 @@ CREATES_AT_ONCE: Final = 30
 AGAIN_SECONDS: Final = 1.0
 AGAIN_MAX_SECONDS: Final = 10.0
 
+SETTLE_SECONDS: Final = AGAIN_MAX_SECONDS + 5.0
+"""How long after an outage a refused right means nothing yet.
+
+An API server that has just started takes requests before it has read the roles
+it judges them by. The longest pause between two tries, and what the reading takes.
+"""
+
 
 def pause_before(attempt: int, asked: float | None, random: float) -> float:
     """Return the seconds before a refused request is tried again.
