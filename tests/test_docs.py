@@ -138,6 +138,7 @@ def test_operators_page_has_every_cause_and_no_other() -> None:
     ]
     wanted = {name for text in sources for name in named(text, "Cause", "name")}
     wanted |= {name for text in sources for name in named(text, "RunnerLost", 1)}
+    wanted |= {causes.UNREACHABLE}
     wanted |= {name for name, *_ in causes._OWN_CODES.values()}
     wanted |= {name for _, name, _ in causes._REFUSALS}
     wanted |= {*causes._POD_REASONS.values(), *causes._DISRUPTIONS.values()}

@@ -71,6 +71,10 @@ _OWN_CODES: Final[dict[int, tuple[str, str, type[BootError]]]] = {
     143: ("Terminated", "start", BootError),
 }
 
+UNREACHABLE: Final = "ApiUnreachable"
+UNRIGHTFUL: Final = frozenset({"Forbidden", "Unauthorized"})
+"""Names of a refusal for want of a right, as against one for what the pod is."""
+
 # What the API server says when it will not create a pod, whoever in it says so.
 _REFUSALS: Final = (
     (re.compile(r"exceeded quota: "), "QuotaExceeded", QuotaExceeded),
@@ -147,11 +151,6 @@ def words_of(state: dict[str, Any], *, limit: int = TEXT_CHARACTERS) -> str:
     parts = [str(state.get(name) or "") for name in ("reason", "message")]
     text = ": ".join(part for part in parts if part)
     return clean(" ".join(text.split()), limit)
-
-
-UNREACHABLE: Final = "ApiUnreachable"
-UNRIGHTFUL: Final = frozenset({"Forbidden", "Unauthorized"})
-"""Names of a refusal for want of a right, as against one for what the pod is."""
 
 
 def refusal(error: kubetls.KubeTLSError) -> Cause:
