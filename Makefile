@@ -56,6 +56,7 @@ test-slow: $(STAMP) ## Tests that take many minutes (a token's whole life)
 	@$(PY) -m pytest tests -m slow
 
 bench: $(STAMP) ## Ratios beside peers and limits, in about four minutes
+	@$(PY) benchmarks/identity.py
 	@$(PY) benchmarks/client_import.py
 	@$(PY) benchmarks/client_list.py
 	@$(PY) benchmarks/pool.py --svg docs/benchmarks.svg
