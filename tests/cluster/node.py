@@ -26,13 +26,14 @@ from tests.cluster.binaries import (
     say,
 )
 from tests.cluster.cluster import BuiltCluster, await_namespace, run
-from tests.cluster.control_plane import ControlPlane, Processes
+from tests.cluster.control_plane import ControlPlane
 from tests.cluster.node_config import (
     cni_config,
     containerd_config,
     kubelet_config,
     require_packages,
 )
+from tests.cluster.processes import Processes
 from tests.cluster.remains import (
     Guard,
     cgroup_hierarchies,
