@@ -183,6 +183,7 @@ TABLE = {
     "flame_backend.pool.waiting": "rules",
     "flame_backend.runner.__main__": "faces",
     "flame_backend.runner.agent": "edges",
+    "flame_backend.runner.children": "edges",
     "flame_backend.runner.chunks": "values",
     "flame_backend.runner.control": "edges",
     "flame_backend.runner.dial": "edges",

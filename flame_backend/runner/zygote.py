@@ -1,9 +1,8 @@
-"""The zygote: loads the app once, forks a slot when asked, and buries slots.
+"""The zygote: loads the app once, forks a slot when asked, and reports its end.
 
 Forked from the agent before any TLS or thread exists. One loop, no threads; a fork
 would not take along what preloading leaves running, so slots start afresh then, as the
-zygote itself does when modules that it loaded have changed on disk. Each slot leads a
-process group, so that programs which a call started end with its slot.
+zygote itself does when modules that it loaded have changed on disk.
 """
 
 from __future__ import annotations
@@ -22,14 +21,10 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from flame_backend.runner.children import Child, Children
 from flame_backend.runner.fresh import Origin, replace_process, spawn_slot
 from flame_backend.runner.output import Outlet, is_possible, running
-from flame_backend.runner.processes import (
-    descendants,
-    die_with,
-    end_below,
-    threads_left,
-)
+from flame_backend.runner.processes import die_with, threads_left
 from flame_backend.runner.stamps import Stamps
 from flame_backend.wire.frames import FrameDecoder, Kind, Limits, pack_frame
 
@@ -37,8 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flame_backend.runner.parent import Parent
-
-KILL_SECONDS: Final = 2.0
 
 CODEC_SECONDS: Final = 0.05
 """After the first slot was forked: when the codec is loaded, for all later ones."""
@@ -79,19 +72,6 @@ def _run(
     os._exit(code)
 
 
-class _Slot:
-    """One forked process."""
-
-    __slots__ = ("below", "kill_at", "runner", "slot")
-
-    def __init__(self, runner: str, slot: int, kill_at: float | None = None) -> None:
-        self.runner = runner
-        self.slot = slot
-        self.kill_at = kill_at
-        # Processes it had when it was to end, in whatever group or session.
-        self.below: list[int] = []
-
-
 class Zygote:
     """The loop."""
 
@@ -99,7 +79,7 @@ class Zygote:
         self._agent = agent
         self._origin = origin
         self._agent_pid = agent_pid
-        self._slots: dict[int, _Slot] = {}
+        self._children = Children(agent_pid)
         self._decoder = FrameDecoder(_LIMITS)
         self._frames: deque[tuple[int, bytes]] = deque()
         self._descriptors: deque[int] = deque()
@@ -124,9 +104,9 @@ class Zygote:
         poll = select.poll()
         poll.register(self._agent, select.POLLIN)
         poll.register(self._woken, select.POLLIN)
-        while not (self._closing and not self._slots):
+        while not (self._closing and not self._children):
             self._bury()
-            self._kill_late()
+            self._children.kill_late()
             if time.monotonic() >= self._codec_at:
                 self._load_codec()
             while self._frames:
@@ -136,13 +116,12 @@ class Zygote:
                 self._woken.recv(4096)
             if self._agent.fileno() in ready and not self._read():
                 break
-        self._end_slots()
+        self._children.kill_all()
         return EXIT_OK
 
     def resume(self, facts: dict[str, Any]) -> int:
         """Serve with the slots, and what has yet to be done, of the program before."""
-        for pid, runner, slot, kill_at in facts["slots"]:
-            self._slots[pid] = _Slot(runner, slot, kill_at)
+        self._children.learn(facts["slots"])
         for descriptor in facts["descriptors"]:
             os.set_inheritable(descriptor, False)
         self._descriptors += facts["descriptors"]
@@ -151,7 +130,7 @@ class Zygote:
             return self.serve()
         # The agent ends what is left here, once it has read why.
         self._agent.recv(1)
-        self._end_slots()
+        self._children.kill_all()
         return EXIT_OK
 
     def _read(self) -> bool:
@@ -170,12 +149,10 @@ class Zygote:
         return bool(data)
 
     def _wait_ms(self) -> float | None:
-        moments = [slot.kill_at for slot in self._slots.values() if slot.kill_at]
-        if self._codec_at < math.inf:
-            moments.append(self._codec_at)
-        if not moments:
+        moment = min(self._children.next_kill(), self._codec_at)
+        if moment == math.inf:
             return None
-        return max(0.0, min(moments) - time.monotonic()) * 1000 + 1
+        return max(0.0, moment - time.monotonic()) * 1000 + 1
 
     def _obey(self, kind: int, body: bytes) -> None:
         if kind == Kind.WELCOME:
@@ -189,7 +166,7 @@ class Zygote:
         if kind == Kind.OPEN_SLOT:
             self._open_slot(facts, body)
         elif kind == Kind.KILL_SLOT:
-            self._kill(facts["runner"], facts["slot"], facts["grace"])
+            self._children.ask(facts["runner"], facts["slot"], facts["grace"])
         elif kind == Kind.SHUTDOWN:
             # Slots end when the parent closes their links; the agent ends the rest.
             self._closing = True
@@ -245,10 +222,7 @@ class Zygote:
         facts = {
             "agent": self._agent.fileno(),
             "agent_pid": self._agent_pid,
-            "slots": [
-                (pid, slot.runner, slot.slot, slot.kill_at)
-                for pid, slot in self._slots.items()
-            ],
+            "slots": self._children.told(),
             "descriptors": list(self._descriptors),
             "frames": [(kind, body), *self._frames],
         }
@@ -274,7 +248,7 @@ class Zygote:
             os.close(descriptor)
         if outlet:
             outlet.close()
-        self._slots[pid] = _Slot(facts["runner"], facts["slot"])
+        self._children.add(pid, Child(facts["runner"], facts["slot"]))
 
     def _outlet(self, facts: dict[str, Any]) -> Outlet | None:
         """Make what a slot prints into, and give the agent its end."""
@@ -328,56 +302,18 @@ class Zygote:
             _flush()
             os._exit(code)
 
-    def _kill(self, runner: str, slot: int, grace: float) -> None:
-        at = time.monotonic() + grace
-        for pid, found in self._slots.items():
-            if (found.runner, found.slot) != (runner, slot):
-                continue
-            if not found.kill_at:
-                found.kill_at = at
-                found.below = descendants(pid)
-                _ask_to_end(pid)
-            found.kill_at = min(found.kill_at, at)
-
-    def _kill_late(self) -> None:
-        now = time.monotonic()
-        for pid, slot in self._slots.items():
-            if slot.kill_at and now >= slot.kill_at:
-                slot.below += descendants(pid)
-                _signal_group(pid, signal.SIGKILL)
-                slot.kill_at = now + KILL_SECONDS
-
     def _bury(self) -> None:
-        """Report slots that ended, and end what is left of their groups.
-
-        The group first: its number is the slot's until the slot is reaped.
-        """
-        for pid, slot in list(self._slots.items()):
-            options = os.WEXITED | os.WNOHANG | os.WNOWAIT
-            if os.waitid(os.P_PID, pid, options) is None:
-                continue
-            _signal_group(pid, signal.SIGKILL)
-            if slot.below:
-                # The agent has adopted them.
-                end_below(self._agent_pid, slot.below)
-            _, status = os.waitpid(pid, 0)
-            del self._slots[pid]
-            self._report_end(slot, os.waitstatus_to_exitcode(status))
-
-    def _end_slots(self) -> None:
-        for pid in self._slots:
-            _signal_group(pid, signal.SIGKILL)
-
-    def _report_end(self, slot: _Slot, code: int) -> None:
-        self._report(
-            Kind.SLOT_ENDED,
-            {
-                "runner": slot.runner,
-                "slot": slot.slot,
-                "exit_code": code if code >= 0 else None,
-                "signal": -code if code < 0 else None,
-            },
-        )
+        """Report slots that ended."""
+        for child, code in self._children.bury():
+            self._report(
+                Kind.SLOT_ENDED,
+                {
+                    "runner": child.runner,
+                    "slot": child.slot,
+                    "exit_code": code if code >= 0 else None,
+                    "signal": -code if code < 0 else None,
+                },
+            )
 
     def _report(self, kind: Kind, facts: dict[str, Any]) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):
@@ -393,27 +329,10 @@ def _load_slot_modules(parent: Parent) -> None:
         import ssl  # noqa: F401
 
 
-def _ask_to_end(pid: int) -> None:
-    """Signal a slot's group, once: a handler that runs is not to be interrupted."""
-    try:
-        os.killpg(pid, signal.SIGTERM)
-    except (ProcessLookupError, PermissionError):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-
-
 def _print_error() -> None:
     import traceback
 
     traceback.print_exc()
-
-
-def _signal_group(pid: int, number: int) -> None:
-    """Signal a slot and its group; it is not reaped yet, so the number is still its."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
 
 
 def _flush() -> None:
