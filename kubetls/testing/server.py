@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import secrets
-import socket
-import ssl
-import tempfile
 import threading
-import time
 from contextlib import suppress
-from http.server import ThreadingHTTPServer
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from kubetls.credentials.anchors import parse_anchors
-from kubetls.credentials.config import Config, Generation
+from kubetls.credentials.config import Config
 from kubetls.credentials.endpoint import Endpoint
-from kubetls.credentials.token import parse_mounted_token
 from kubetls.identity.names import reference_identifier
-from kubetls.testing.authority import Authority
+from kubetls.testing.credentials import ADDRESS, TOKEN_SECONDS, Credentials
 from kubetls.testing.faults import Fault, Faults
 from kubetls.testing.handler import Handler, Request, named
+from kubetls.testing.listener import Listener
 from kubetls.testing.resources import Kind, Resources
 from kubetls.testing.selecting import selector
 from kubetls.testing.store import Place, Refused, Store
@@ -31,72 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from kubetls.testing.selecting import Selects
-
-ADDRESS: Final = "127.0.0.1"
-NAMES: Final = ("localhost", "kubernetes.default.svc")
-TOKEN_SECONDS: Final = 3600.0
-
-
-class _Published:
-    """A credential source whose content the server replaces."""
-
-    def __init__(self, generation: Generation) -> None:
-        self.generation = generation
-
-    def read(self, *, fresh: bool = False) -> Generation:  # noqa: ARG002 - always is
-        """Return what was published last."""
-        return self.generation
-
-
-END_SECONDS: Final = 5.0
-"""How long `stop()` waits for connections that were cut to be through with that."""
-
-
-class _Listener(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    context: ssl.SSLContext
-
-    def __init__(self, *args: Any) -> None:
-        self._serving: dict[threading.Thread, socket.socket] = {}
-        super().__init__(*args)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve a connection in a thread of its own, which is known until its end."""
-        thread = threading.Thread(
-            target=self.process_request_thread,
-            args=(request, client_address),
-            name="kubetls-testing",
-            daemon=True,
-        )
-        self._serving[thread] = request
-        thread.start()
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve it; in its thread."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            del self._serving[threading.current_thread()]
-
-    def await_end(self) -> None:
-        """Wait for the threads of connections that were cut."""
-        for thread, request in list(self._serving.items()):
-            with suppress(OSError):
-                # One that still shakes hands, below its TLS.
-                socket.socket.shutdown(request, socket.SHUT_RDWR)
-            thread.join(END_SECONDS)
-
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        """Shake hands in the connection's own thread; a refused client is no error."""
-        with suppress(OSError):
-            request.settimeout(30)
-            with self.context.wrap_socket(
-                request, server_side=True, do_handshake_on_connect=False
-            ) as tls:
-                self._serving[threading.current_thread()] = tls
-                tls.do_handshake()
-                super().finish_request(tls, client_address)
 
 
 class Server:
@@ -114,12 +38,9 @@ class Server:
         self.connections: set[Handler] = set()
         self.streams: set[Handler] = set()
         self.changed = threading.Condition()
-        self._authorities = [Authority()]
-        self._tokens = [_token(TOKEN_SECONDS)]
-        self._context = self._serving_context()
+        self._credentials = Credentials()
         self._listener = self._listen(0)
         self._port = self._listener.server_port
-        self._source = _Published(self._generation())
         for item in objects:
             self.put(item)
 
@@ -127,7 +48,7 @@ class Server:
     def config(self) -> Config:
         """A configuration for `kubetls.session`; follows what is rotated here."""
         endpoint = Endpoint(reference_identifier(ADDRESS), self._port)
-        return Config(endpoint, self._source, "default", "kubetls.testing")
+        return Config(endpoint, self._credentials, "default", "kubetls.testing")
 
     @property
     def watches(self) -> int:
@@ -277,7 +198,7 @@ class Server:
             publish: Let `config` see it.
             seconds: Its life, by its own word.
         """
-        self._tokens = [_token(seconds)]
+        self._credentials.replace_token(seconds)
         if publish:
             self.publish()
 
@@ -290,38 +211,21 @@ class Server:
             authority: Issued by a new CA.
             publish: Let `config` see the new CA, in place of the old one.
         """
-        if authority:
-            self._authorities = [Authority()]
-        self._context = self._listener.context = self._serving_context()
+        self._credentials.replace_certificate(authority=authority)
+        self._listener.context = self._credentials.context
         if publish:
             self.publish()
 
     def publish(self) -> None:
         """Let `config` see the token and the CA of now."""
-        self._source.generation = self._generation()
-
-    def _generation(self) -> Generation:
-        bundle = b"".join(ca.certificate_pem for ca in self._authorities)
-        return Generation(
-            parse_anchors(bundle, "ca.crt"),
-            parse_mounted_token(self._tokens[-1].encode(), "token"),
-        )
-
-    def _serving_context(self) -> ssl.SSLContext:
-        pem = self._authorities[-1].issue(NAMES, (ADDRESS,))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "server.pem"
-            path.write_bytes(pem)
-            context.load_cert_chain(path)
-        return context
+        self._credentials.publish()
 
     # ------------------------------------------------------------------ serving
 
-    def _listen(self, port: int) -> _Listener:
+    def _listen(self, port: int) -> Listener:
         handler = type("BoundHandler", (Handler,), {"owner": self})
-        listener = _Listener((ADDRESS, port), handler)
-        listener.context = self._context
+        listener = Listener((ADDRESS, port), handler)
+        listener.context = self._credentials.context
         threading.Thread(
             target=listener.serve_forever,
             kwargs={"poll_interval": 0.05},
@@ -332,7 +236,7 @@ class Server:
 
     def admits(self, authorization: str | None) -> bool:
         """Tell whether a request has the current token."""
-        return authorization in {f"Bearer {token}" for token in self._tokens}
+        return self._credentials.admits(authorization)
 
     def begin_watch(
         self, place: Place, selects: Selects, since: int
@@ -408,15 +312,3 @@ def _cut(connections: set[Handler]) -> None:
     for connection in list(connections):
         with suppress(OSError):
             connection.cut()
-
-
-def _token(seconds: float) -> str:
-    """Return a token in the form of a service account's, signed by nobody."""
-    claims = {"exp": int(time.time() + seconds), "jti": secrets.token_hex(8)}
-    parts = [{"alg": "none"}, claims]
-    encoded = [_segment(json.dumps(part).encode()) for part in parts]
-    return ".".join([*encoded, _segment(secrets.token_bytes(16))])
-
-
-def _segment(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
