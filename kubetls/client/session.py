@@ -8,18 +8,18 @@ thread.
 from __future__ import annotations
 
 import os
-import random
-import time
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from kubetls.client.discovery import Discovery
-from kubetls.client.exchange import Exchange, Timeout, Waiter, logger
+from kubetls.client.exchange import Exchange, Timeout, logger
 from kubetls.client.logs import log_lines
+from kubetls.client.reading import Reader
 from kubetls.client.retry import Retries
+from kubetls.client.updating import update_object
 from kubetls.client.verbs import Verbs
 from kubetls.client.waiting import wait_for
 from kubetls.credentials.choose import choose
-from kubetls.errors import ConfigError, Conflict
 
 if TYPE_CHECKING:
     import ssl
@@ -28,18 +28,10 @@ if TYPE_CHECKING:
     from kubetls.client.list_watch import ListWatch
     from kubetls.client.listing import Collection, Listing
     from kubetls.client.outgoing import Query
-    from kubetls.client.response import Response
     from kubetls.client.watch import Watch
     from kubetls.credentials.config import Config
 
 T = TypeVar("T")
-
-CONFLICT_SECONDS: Final = 0.01
-"""First pause after a conflict, as client-go's RetryOnConflict; it doubles."""
-
-
-# Streams have a back-off of their own; two would multiply.
-_ONCE: Final = Retries(attempts=0)
 
 
 class Session(Verbs):
@@ -55,6 +47,7 @@ class Session(Verbs):
         self.config: Config = exchange.config
         self.namespace = namespace
         self._discovery = Discovery(self.get)
+        self._reader = Reader(exchange)
         logger.info("session: %s, server %s", self.config.origin, self.server)
 
     # ------------------------------------------------------------------ facts
@@ -147,30 +140,16 @@ class Session(Verbs):
             Conflict: It was changed by others in between, every time.
             ConfigError: `fn` took the resourceVersion out.
         """
-        if type(attempts) is not int or attempts < 1:
-            raise ConfigError("attempts", "a whole number of tries, 1 or more")
-        for attempt in range(1, attempts + 1):
-            obj = self.get(path, timeout=timeout)
-            changed = fn(obj)
-            wanted = obj if changed is None else changed
-            if not (wanted.get("metadata") or {}).get("resourceVersion"):
-                reason = "fn returned an object without metadata.resourceVersion"
-                raise ConfigError("fn", reason)
-            try:
-                return self.put(
-                    path,
-                    wanted,
-                    dry_run=dry_run,
-                    field_manager=field_manager,
-                    query=query,
-                    timeout=timeout,
-                )
-            except Conflict:
-                if attempt == attempts:
-                    raise
-            jitter = 1 + random.random()  # noqa: S311 - no secret
-            time.sleep(CONFLICT_SECONDS * 2.0 ** (attempt - 1) * jitter)
-        raise AssertionError  # the last attempt returns or raises
+        put = partial(
+            self.put,
+            path,
+            dry_run=dry_run,
+            field_manager=field_manager,
+            query=query,
+            timeout=timeout,
+        )
+        get = partial(self.get, path, timeout=timeout)
+        return update_object(get, put, fn, attempts)
 
     def wait(
         self,
@@ -247,7 +226,7 @@ class Session(Verbs):
         from kubetls.client.listing import Listing
 
         collection = _collection(path, labels, fields, decoder)
-        return Listing(self._body, collection, limit)
+        return Listing(self._reader.body, collection, limit)
 
     def watch(
         self,
@@ -261,7 +240,7 @@ class Session(Verbs):
         from kubetls.client.watch import Watch
 
         collection = _collection(path, labels, fields, decoder)
-        return Watch(self._stream, collection, resource_version)
+        return Watch(self._reader.stream, collection, resource_version)
 
     def list_watch(
         self,
@@ -285,8 +264,9 @@ class Session(Verbs):
         from kubetls.client.list_watch import ListWatch
 
         collection = _collection(path, labels, fields, decoder)
+        read = self._reader
         return ListWatch(
-            self._body, self._stream, collection, streams=send_initial_events
+            read.body, read.stream, collection, streams=send_initial_events
         )
 
     def logs(
@@ -324,35 +304,7 @@ class Session(Verbs):
             "timestamps": timestamps or None,
             "previous": previous or None,
         }
-        return log_lines(self._stream, namespace, pod, options, follow=follow)
-
-    def _body(self, path: str, query: Query, *, waiter: Waiter | None = None) -> bytes:
-        return self._exchange.request(
-            "GET",
-            path,
-            query=query,
-            waiter=waiter,
-            retries=None if waiter is None else _ONCE,
-        ).data
-
-    def _stream(
-        self,
-        path: str,
-        query: Query,
-        *,
-        read_timeout: float | None,
-        waiter: Waiter | None = None,
-    ) -> Response:
-        timeout = Timeout(connect=self._exchange.timeout.connect, read=read_timeout)
-        return self._exchange.request(
-            "GET",
-            path,
-            query=query,
-            stream=True,
-            timeout=timeout,
-            waiter=waiter,
-            retries=None if waiter is None else _ONCE,
-        )
+        return log_lines(self._reader.stream, namespace, pod, options, follow=follow)
 
     # ------------------------------------------------------------------ other stacks
 

@@ -1,0 +1,46 @@
+"""Change an object that others change as well: get, change, put, and again."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from kubetls.errors import ConfigError, Conflict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CONFLICT_SECONDS: Final = 0.01
+"""First pause after a conflict, as client-go's RetryOnConflict; it doubles."""
+
+
+def update_object(
+    get: Callable[[], dict[str, Any]],
+    put: Callable[[dict[str, Any]], dict[str, Any]],
+    fn: Callable[[dict[str, Any]], dict[str, Any] | None],
+    attempts: int,
+) -> dict[str, Any]:
+    """Put what `fn` makes of what is there; begin again after a conflict.
+
+    Raises:
+        Conflict: Others were faster, every time.
+        ConfigError: `fn` took the resourceVersion out, which tells them apart.
+    """
+    if type(attempts) is not int or attempts < 1:
+        raise ConfigError("attempts", "a whole number of tries, 1 or more")
+    for attempt in range(1, attempts + 1):
+        obj = get()
+        changed = fn(obj)
+        wanted = obj if changed is None else changed
+        if not (wanted.get("metadata") or {}).get("resourceVersion"):
+            reason = "fn returned an object without metadata.resourceVersion"
+            raise ConfigError("fn", reason)
+        try:
+            return put(wanted)
+        except Conflict:
+            if attempt == attempts:
+                raise
+        jitter = 1 + random.random()  # noqa: S311 - no secret
+        time.sleep(CONFLICT_SECONDS * 2.0 ** (attempt - 1) * jitter)
+    raise AssertionError  # the last attempt returns or raises
