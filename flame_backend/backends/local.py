@@ -12,18 +12,16 @@ another one.
 from __future__ import annotations
 
 import os
-import select
 import shutil
-import signal
 import socket
 import sys
 import threading
 import time
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from flame_backend.backends.agent_process import END_SECONDS, await_end, pidfd
 from flame_backend.backends.base import KILL_GRACE_SECONDS, RunnerInfo
 from flame_backend.backends.hub import Hub
 from flame_backend.backends.spawn import spawn_agent
@@ -36,7 +34,6 @@ from flame_backend.errors import (
     VersionSkew,
 )
 from flame_backend.runner.family import join_family
-from flame_backend.runner.processes import session_members
 
 if TYPE_CHECKING:
     import subprocess
@@ -45,9 +42,6 @@ if TYPE_CHECKING:
     from flame_backend.backends.base import PoolSpec, Sink, SlotEnd
     from flame_backend.backends.output import Output
     from flame_backend.wire.link import Link
-
-END_SECONDS: Final = 5.0
-"""After its grace: how long an agent may take to end everything below it."""
 
 LINGER_SECONDS: Final = 1.0
 """How long an agent whose link is gone may take to end by itself."""
@@ -183,7 +177,7 @@ class LocalBackend:
             hub.shut_down(agent.name, grace)
         deadline = time.monotonic() + grace + END_SECONDS
         for agent in agents:
-            _await_end(agent.process, deadline - time.monotonic())
+            await_end(agent.process, deadline - time.monotonic())
         hub.close()
 
     def after_fork(self) -> None:
@@ -212,7 +206,7 @@ class LocalBackend:
         name = f"local-{self._count}"
         process, sock = spawn_agent(self._python, self._env, self._spec, name)
         agent = self._agents[name] = self._current = _Agent(name, process)
-        hub.adopt(name, sock, passes=True, process=_pidfd(process.pid))
+        hub.adopt(name, sock, passes=True, process=pidfd(process.pid))
         return agent
 
     def _open_slots(self, hub: Hub, agent: _Agent, runner: str) -> None:
@@ -331,7 +325,7 @@ class LocalBackend:
                 return
             self._retire(found)
             runners = {name: self._forget(name) for name in list(found.runners)}
-        code = _await_end(found.process, LINGER_SECONDS)
+        code = await_end(found.process, LINGER_SECONDS)
         how = f"{reason}; its agent ended with {_told(code)}"
         for runner, known in runners.items():
             if known is not None and known.ready:
@@ -370,51 +364,6 @@ def _of_one_family(spec: PoolSpec) -> PoolSpec:
         return spec
     authkey = bytes(managers.process.current_process().authkey)
     return replace(spec, on_boot=partial(join_family, authkey, spec.on_boot))
-
-
-def _pidfd(pid: int) -> int:
-    with suppress(OSError, AttributeError):
-        return os.pidfd_open(pid)
-    return -1
-
-
-def _await_end(process: subprocess.Popen[bytes], seconds: float) -> int:
-    """Wait for an agent's end, bring it about when it is late, and end its session.
-
-    What the agent itself ends needs no help. Was it killed, its slots are dying with
-    it, but programs that user code started are not: they are found by their session,
-    whose number stays taken until the agent is reaped.
-    """
-    if not _ended(process.pid, seconds):
-        process.kill()
-        _ended(process.pid, END_SECONDS)
-    for _ in range(100):
-        left = [pid for pid in session_members(process.pid) if pid != process.pid]
-        if not left:
-            break
-        for pid in left:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.01)
-    return process.wait()
-
-
-def _ended(pid: int, seconds: float) -> bool:
-    """Wait until a child has ended, without reaping it."""
-    guard = _pidfd(pid)
-    if guard >= 0:
-        poll = select.poll()
-        poll.register(guard, select.POLLIN)
-        found = poll.poll(max(0.0, seconds) * 1000)
-        os.close(guard)
-        return bool(found)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        options = os.WEXITED | os.WNOWAIT | os.WNOHANG
-        if os.waitid(os.P_PID, pid, options) is not None:
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def _told(code: int) -> str:
