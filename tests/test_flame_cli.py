@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,17 @@ CRON = {
     "spec": {"jobTemplate": {"spec": {"template": TEMPLATE}}},
 }
 SERVICE = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}}
+
+
+def test_version_is_that_of_the_distribution(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Both commands come with one distribution, and say so alike."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert 0 == ended.value.code
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert f"flame-backend {project['version']}\n" == capsys.readouterr().out
 
 
 @pytest.fixture(autouse=True)

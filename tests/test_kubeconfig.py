@@ -591,6 +591,6 @@ def test_no_place_left_names_all(environ: dict[str, str]) -> None:
         "KUBERNETES_SERVICE_HOST",
         "$KUBECONFIG",
         "HOME",
-        "name a kubeconfig",
+        "no cluster is configured; name a kubeconfig in $KUBECONFIG",
     ):
         assert place in str(caught.value).replace("/absent/.kube/config", "HOME")

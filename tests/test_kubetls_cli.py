@@ -297,18 +297,26 @@ def test_explain_without_a_certificate_is_3(
 
 
 def test_explain_of_what_is_not_there_is_3(tmp_path: Path) -> None:
-    """No listener, no such name, no such file, an empty one, a directory."""
+    """No listener, no such name, no such file, one of something else, a directory."""
     (tmp_path / "empty.pem").write_bytes(b"-----BEGIN X-----\n-----END X-----\n")
+    (tmp_path / "notes.txt").write_bytes(b"# Notes\n")
     for target, expected in (
         (f"127.0.0.1:{free_port()}", "it cannot be reached: Connection refused"),
         ("no-such-host.invalid", "its name is unknown: "),
         (tmp_path / "absent", "does not exist"),
         (tmp_path / "empty.pem", "holds no certificate"),
+        (tmp_path / "notes.txt", "holds no certificate"),
         (tmp_path, "not a regular file"),
     ):
         ran = run("explain", target)
         assert 3 == ran.code
         assert expected in ran.out
+        assert 1 == ran.out.count(str(target))
+
+
+def test_help_of_a_command_keeps_the_names_of_things() -> None:
+    """A sentence begins with a capital letter; API is written as ever."""
+    assert "\nWhat the API server takes you for.\n" in run("whoami", "--help").out
 
 
 def test_names_in_a_certificate_give_no_orders_to_a_terminal(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import kubetls
 from flame_backend.cli import calls, doctor, listing, output, render, setup
 from flame_backend.errors import ConfigurationError, FlameError
+from flame_backend.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -106,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(

@@ -151,7 +151,8 @@ class _Parser(argparse.ArgumentParser):
 def _verb(
     verbs: argparse._SubParsersAction[_Parser], name: str, text: str
 ) -> argparse.ArgumentParser:
-    verb = verbs.add_parser(name, help=text, description=f"{text.capitalize()}.")
+    sentence = f"{text[0].upper()}{text[1:]}."
+    verb = verbs.add_parser(name, help=text, description=sentence)
     verb.add_argument("--json", action="store_true", help="one JSON document")
     verb.add_argument(
         "--timeout",

@@ -51,7 +51,7 @@ def explain(target: str, reference: str | None, timeout: float) -> Answer:
         try:
             return _explained(target, _certificate_in(target), wanted)
         except CredentialError as error:
-            return _unchecked(target, str(error))
+            return _unchecked(target, error.reason)
     endpoint = _endpoint(target, wanted)
     name = f"{endpoint.address.url_host}:{endpoint.port}"
     probed = probe(endpoint, timeout)
@@ -86,7 +86,8 @@ def _certificate_in(file: str) -> bytes:
     content = read_file(str(Path(file).expanduser()), file, _FILE_BYTES)
     if content is None:
         raise CredentialMissing(file, "does not exist")
-    if b"-----BEGIN" not in content.content:
+    is_pem = b"-----BEGIN" in content.content
+    if not is_pem and content.content.startswith(b"\x30"):  # DER: a SEQUENCE
         return content.content
     for block in pem_blocks(content.content, file):
         if block.label == CERTIFICATE:

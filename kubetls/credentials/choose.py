@@ -51,5 +51,6 @@ def chosen_files(environ: Mapping[str, str]) -> tuple[str, ...]:
     if any(map(os.path.lexists, home)):
         return home
     looked = f"{home[0]} does not exist" if home else "$HOME is not set"
-    reason = f"not set, nor is $KUBECONFIG, and {looked}; name a kubeconfig"
-    raise NotInCluster(HOST_VARIABLE, reason)
+    where = f"not set, nor is $KUBECONFIG, and {looked}"
+    remedy = "no cluster is configured; name a kubeconfig in $KUBECONFIG"
+    raise NotInCluster(HOST_VARIABLE, f"{where}: {remedy}")
