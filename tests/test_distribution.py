@@ -1,0 +1,34 @@
+"""What is handed out: a wheel of two packages, and sources without half the tests."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.metadata import distribution
+from pathlib import Path
+
+import kubetls
+from flame_backend.version import VERSION
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_sources_are_handed_out_without_half_of_the_tests() -> None:
+    """By itself setuptools takes tests/test_*.py and leaves what they import."""
+    lines = (ROOT / "MANIFEST.in").read_text("utf-8").splitlines()
+    assert "prune tests" in lines
+    for line in lines:
+        if line.startswith("include "):
+            assert all((ROOT / name).is_file() for name in line.split()[1:])
+
+
+def test_both_packages_are_typed() -> None:
+    """The marker is there, and is packaged."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    for name, files in project["tool"]["setuptools"]["package-data"].items():
+        assert ["py.typed"] == files
+        assert (ROOT / name / "py.typed").is_file()
+
+
+def test_version_is_one() -> None:
+    """Of the distribution and of both packages."""
+    assert distribution("kubetls").version == kubetls.__version__ == VERSION
