@@ -323,6 +323,84 @@ def test_wrap_socket_takes_only_our_handshake(options: dict[str, object]) -> Non
         context_for().wrap_socket(raw, **options)  # type: ignore[arg-type]
 
 
+def test_session_of_an_earlier_handshake_is_refused(tmp_path: Path) -> None:
+    """Resumed, it would carry the identity that was presented then."""
+    context = context_for()
+    with Server(GOOD, tmp_path) as server:
+        address = (server.host, server.port)
+        with context.wrap_socket(
+            socket.create_connection(address, 5), server_hostname="127.0.0.1"
+        ) as tls:
+            earlier = tls.session
+        assert earlier is not None
+        with (
+            socket.create_connection(address, 5) as raw,
+            pytest.raises(kubetls.ContextRefused, match="not resumed"),
+        ):
+            context.wrap_socket(raw, server_hostname="127.0.0.1", session=earlier)
+    with pytest.raises(kubetls.ContextRefused, match="not resumed"):
+        context.wrap_bio(
+            ssl.MemoryBIO(),
+            ssl.MemoryBIO(),
+            server_hostname="127.0.0.1",
+            session=earlier,
+        )
+
+
+# What an administrator may write for all programs of a machine.
+OPENSSL_CONF = """\
+openssl_conf = init
+[init]
+ssl_conf = ssl
+[ssl]
+system_default = tls
+[tls]
+MinProtocol = TLSv1
+CipherString = ALL:@SECLEVEL=0
+VerifyMode = None
+Options = UnsafeLegacyRenegotiation,UnsafeLegacyServerConnect,Compression
+"""
+CONTEXT_SEEN = """\
+import ssl, sys
+from pathlib import Path
+from kubetls.credentials.anchors import parse_anchors
+from kubetls.identity.names import reference_identifier
+from kubetls.transport.context import locked_context
+
+anchors = parse_anchors(Path(sys.argv[1]).read_bytes(), "ca.crt")
+context = locked_context(anchors, reference_identifier("127.0.0.1"))
+wanted = ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+unwanted = 0x4 | 0x40000  # legacy servers, unsafe renegotiation
+print(
+    context.minimum_version.name, context.verify_mode.name, context.check_hostname,
+    context.options & wanted == wanted, context.options & unwanted,
+    context.keylog_filename, len(context.get_ca_certs()),
+)
+"""
+
+
+def test_environment_weakens_no_context(tmp_path: Path) -> None:
+    """OpenSSL's configuration, a key log and other bundles change nothing of it."""
+    anchor, config = tmp_path / "ca.crt", tmp_path / "openssl.cnf"
+    anchor.write_bytes(AUTHORITY.certificate)
+    config.write_text(OPENSSL_CONF)
+    (tmp_path / "other.crt").write_bytes(STRANGER.certificate)
+    done = subprocess.run(
+        [sys.executable, "-c", CONTEXT_SEEN, anchor],
+        env=os.environ
+        | {
+            "OPENSSL_CONF": str(config),
+            "SSLKEYLOGFILE": str(tmp_path / "keys"),
+            "SSL_CERT_FILE": str(tmp_path / "other.crt"),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "TLSv1_2 CERT_REQUIRED True True 0 None 1\n" == done.stdout
+    assert not (tmp_path / "keys").exists()
+
+
 def test_proof_of_a_certificate_unlocks_nothing() -> None:
     """verify_identity proves a name; only a connection can mint a peer."""
     certificate = ssl.PEM_cert_to_DER_cert(GOOD.certificate.decode())

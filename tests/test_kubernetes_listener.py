@@ -11,6 +11,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
@@ -473,6 +474,31 @@ def test_certificate_is_a_pin_and_not_a_date(
     )
     text = (done.stdout + done.stderr).decode(errors="replace")
     assert expected == ("Verification: OK" in text), text
+
+
+FILES_WRITTEN = """\
+import os, sys
+from flame_backend.backends.kubernetes.pin import listener_identity
+
+seen = []
+def hook(event, arguments):
+    if event == "open" and arguments[2] & os.O_ACCMODE != os.O_RDONLY:
+        seen.append(arguments[0])
+sys.addaudithook(hook)
+listener_identity(("127.0.0.1",))
+print(seen and all(type(where) is int for where in seen))
+"""
+
+
+def test_key_of_the_certificate_is_written_to_no_file() -> None:
+    """What is written goes to a descriptor of memory, which has no name."""
+    done = subprocess.run(
+        [sys.executable, "-c", FILES_WRITTEN],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "True\n" == done.stdout
 
 
 def test_certificate_names_the_address_and_is_no_authority(parent: Parent) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -378,6 +379,39 @@ def test_runner_has_no_flame_variables_and_knows_its_parent(pool: flame.Pool) ->
     )
     assert "test" == pool.call(eval, "__import__('flame_backend').parent().pool")
     assert flame.parent() is None
+
+
+def listening(pid: int) -> set[str]:
+    """Return the sockets of a process that take connections, by inode."""
+    found = set()
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
+            fields = line.split()
+            found |= {fields[9]} if fields[3] == "0A" else set()
+    for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]:
+        fields = line.split()
+        found |= {fields[6]} if fields[3] == "00010000" else set()
+    held = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            held.add(descriptor.readlink().name.removeprefix("socket:[").rstrip("]"))
+        except FileNotFoundError:
+            continue
+    return found & held
+
+
+def test_nothing_listens_for_local_runners() -> None:
+    """No port and no named socket: a stranger on this machine has nothing to dial."""
+    with socket.create_server(("127.0.0.1", 0)):
+        before = listening(os.getpid())
+        assert before, "a socket that listens is seen"
+        others = descendants(os.getpid())
+        with flame.Pool("deaf", max=1, backend=flame.LocalBackend()) as pool:
+            assert 1 == pool.call(abs, -1)
+            processes = descendants(os.getpid()) - others
+            assert len(processes) >= 3
+            assert [set()] * len(processes) == [listening(pid) for pid in processes]
+            assert before == listening(os.getpid())
 
 
 def test_pool_inside_a_runner_is_refused(pool: flame.Pool) -> None:
