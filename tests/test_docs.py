@@ -19,6 +19,8 @@ from tests.cluster.manifests import spread
 ROOT = Path(__file__).resolve().parent.parent
 PHASES = ("create", "schedule", "pull", "init", "start", "connect", "import")
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+# The front doors too, and the reasons.
+TEXTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -54,14 +56,45 @@ def test_command_of_a_page_is_one(line: str) -> None:
     assert callable(args.run)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
 def test_links_and_files_of_a_page_exist(page: Path) -> None:
-    """Relative links, and paths of deploy/."""
+    """Relative links, and paths of this repository."""
     text = page.read_text(encoding="utf-8")
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (page.parent / link).exists(), link
-    for path in re.findall(r"`(deploy/[^`]*)`", text):
+    # deploy/web is a Deployment, too, where it stands in a command.
+    found = re.findall(r"`(deploy/[^`]*)`", text)
+    found += re.findall(r"\b(?:docs|examples|benchmarks|tests)/[\w./-]*\w", text)
+    for path in found:
         assert (ROOT / path).exists(), path
+
+
+def names_in(module: str) -> set[str]:
+    """Return the names of the tests in a module, wherever below tests/ it stands."""
+    (path,) = (ROOT / "tests").rglob(f"{module}.py")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+def test_each_test_that_a_page_names_exists(page: Path) -> None:
+    """Written as module::test; a renamed test does not leave its claim behind."""
+    text = page.read_text(encoding="utf-8")
+    for module, name in re.findall(r"(test_\w+)(?:\.py)?::(\w+)", text):
+        assert name in names_in(module), f"{module}::{name}"
+
+
+def test_every_threat_has_a_row_and_a_proof() -> None:
+    """Sixty of them, each once; what has no test says so."""
+    text = (ROOT / "docs" / "threats.md").read_text(encoding="utf-8")
+    found = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if re.match(r"\| \d", line)
+    ]
+    assert list(range(1, 61)) == sorted(int(number) for number, *_ in found)
+    for number, _, _, proof in found:
+        assert "::" in proof or proof.startswith("no test"), number
 
 
 KIND = ROOT / "docs" / "kind.md"
