@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flame_backend.version import VERSION
 
 if TYPE_CHECKING:
+    from flame_backend import events as events
     from flame_backend.backends.inline import InlineBackend
     from flame_backend.backends.kubernetes.backend import KubernetesBackend
     from flame_backend.backends.local import LocalBackend
@@ -131,6 +132,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "events":  # what on_event is called with
+        return importlib.import_module("flame_backend.events")
     if name not in __all__:
         msg = f"module 'flame_backend' has no attribute {name!r}"
         raise AttributeError(msg)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import distribution
 from pathlib import Path
+
+import pytest
 
 import kubetls
 from flame_backend.version import VERSION
@@ -27,6 +31,18 @@ def test_both_packages_are_typed() -> None:
     for name, files in project["tool"]["setuptools"]["package-data"].items():
         assert ["py.typed"] == files
         assert (ROOT / name / "py.typed").is_file()
+
+
+@pytest.mark.parametrize(
+    "name", ["kubetls.testing.server", "flame_backend.events.RunnerEnded"]
+)
+def test_public_module_is_there_with_its_package(name: str) -> None:
+    """Whether or not something else has imported it before."""
+    program = f"import {name.partition('.')[0]}; print({name}.__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert f"{name.rpartition('.')[2]}\n" == done.stdout, done.stderr
 
 
 def test_version_is_one() -> None:
