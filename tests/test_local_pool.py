@@ -13,7 +13,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -370,6 +370,13 @@ def test_bad_option_is_refused_by_name(option: str, value: object) -> None:
         flame.Pool(name, backend=flame.LocalBackend(), **options)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         flame.Pool("x", max=1, no_such_option=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("backend", ["local", flame.LocalBackend])
+def test_backend_is_an_object(backend: Any) -> None:
+    """A name, as in $FLAME_BACKEND, or a class is refused with what to write."""
+    with pytest.raises(flame.ConfigurationError, match=r"backend: .*LocalBackend\(\)"):
+        flame.Pool("x", max=1, backend=backend)
 
 
 def test_runner_has_no_flame_variables_and_knows_its_parent(pool: flame.Pool) -> None:

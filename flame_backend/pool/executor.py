@@ -29,6 +29,7 @@ from flame_backend.pool.options import (
     MAX_RESULT,
     SCALE_UP_TIMEOUT,
     SHUTDOWN_TIMEOUT,
+    check_backend,
     default_backend,
     fresh_instance,
     initializer_request,
@@ -172,6 +173,7 @@ class Pool(Forms, concurrent.futures.Executor):
             raise ConfigurationError("nested", 'must be "error"')
         if on_event is not None and not callable(on_event):
             raise ConfigurationError("on_event", "a function of one event")
+        check_backend(backend)
         options = CallOptions(
             timeout=limit_seconds("timeout", timeout),
             queue_timeout=limit_seconds("queue_timeout", queue_timeout),

@@ -189,6 +189,17 @@ def _count(option: str, value: int, most: int) -> None:
         raise ConfigurationError(option, f"a whole number, 1 to {most}")
 
 
+def check_backend(given: object) -> None:
+    """Refuse a name, as $FLAME_BACKEND takes it, and a class.
+
+    Raises:
+        ConfigurationError: It is no backend.
+    """
+    if isinstance(given, str | type):
+        reason = "an object: LocalBackend(), KubernetesBackend(), InlineBackend()"
+        raise ConfigurationError("backend", reason)
+
+
 def default_backend() -> Backend:
     """Choose: $FLAME_BACKEND, else pods when this is one, else local processes.
 
