@@ -25,6 +25,21 @@ def test_sources_are_handed_out_without_half_of_the_tests() -> None:
             assert all((ROOT / name).is_file() for name in line.split()[1:])
 
 
+def test_extra_for_users_is_used() -> None:
+    """What it installs is imported by one of the packages."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    sources = [
+        path.read_text("utf-8")
+        for package in ("kubetls", "flame_backend")
+        for path in (ROOT / package).rglob("*.py")
+    ]
+    extras = project["optional-dependencies"]
+    for extra in extras.keys() - {"test", "bench", "dev"}:
+        for requirement in extras[extra]:
+            module = requirement.partition(">")[0].replace("-", "_")
+            assert any(f"from {module} import" in text for text in sources), extra
+
+
 def test_both_packages_are_typed() -> None:
     """The marker is there, and is packaged."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
