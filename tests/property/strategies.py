@@ -44,6 +44,13 @@ def signing_key() -> ec.EllipticCurvePrivateKey:
 
 def certificate(san: list[x509.GeneralName], *, ca: bool = True) -> bytes:
     """Return a self-signed certificate with this SAN, DER."""
+    return certificate_with(*([x509.SubjectAlternativeName(san)] if san else []), ca=ca)
+
+
+def certificate_with(
+    *extensions: x509.ExtensionType, ca: bool = True, critical: bool = False
+) -> bytes:
+    """Return a self-signed certificate with these extensions, DER."""
     now = dt.datetime.now(dt.UTC)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "subject.example")])
     key = signing_key()
@@ -57,9 +64,8 @@ def certificate(san: list[x509.GeneralName], *, ca: bool = True) -> bytes:
         .not_valid_after(now + dt.timedelta(hours=1))
         .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
     )
-    if san:
-        extension = x509.SubjectAlternativeName(san)
-        builder = builder.add_extension(extension, critical=False)
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=critical)
     signed = builder.sign(key, hashes.SHA256())
     return signed.public_bytes(serialization.Encoding.DER)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
+import pytest
 from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,8 +13,9 @@ from pyasn1.error import PyAsn1Error
 from pyasn1_modules import rfc5280
 
 import kubetls
-from kubetls.identity.san import _decoded_by_pyasn1
-from tests.property.strategies import certificate, general_names
+from kubetls.identity import san as reader
+from kubetls.identity.san import _decoded_by_pyasn1, _load, _san_of
+from tests.property.strategies import certificate, certificate_with, general_names
 
 SEED = certificate(
     [
@@ -121,3 +123,107 @@ def test_three_thousand_names_are_read_and_capped_in_errors() -> None:
     except kubetls.IdentityMismatch as error:
         assert 3_000 == error.presented_count
         assert 1_000 > len(str(error))
+
+
+SAN = x509.ObjectIdentifier("2.5.29.17")
+FAULTS = pytest.mark.parametrize(
+    "octets",
+    [
+        pytest.param("300a 8708 0a000000 ff000000", id="address-and-mask"),
+        pytest.param("3007 8705 0a00000001", id="address-of-five-octets"),
+        pytest.param("3003 8201ff", id="name-beyond-ascii"),
+        pytest.param("3003 8601ff", id="uri-beyond-ascii"),
+        pytest.param("3007 a505 a103 0c0178", id="edi-party-name"),
+        pytest.param("3081 04 8202 6162", id="length-in-a-longer-form"),
+        pytest.param("3003 820161 00", id="tail"),
+        pytest.param("3005 820561", id="cut-off"),
+    ],
+)
+
+
+def with_octets(octets: str) -> bytes:
+    """Return a certificate with these octets as its SAN."""
+    return certificate_with(x509.UnrecognizedExtension(SAN, bytes.fromhex(octets)))
+
+
+@FAULTS
+def test_first_decoder_refuses_a_fault_alone(octets: str) -> None:
+    """Whatever the second one says of it."""
+    with pytest.raises(kubetls.MalformedCertificate):
+        _san_of(_load(with_octets(octets)))
+
+
+@FAULTS
+def test_second_decoder_refuses_a_fault_alone(octets: str) -> None:
+    """Whatever the first one says of it."""
+    with pytest.raises(kubetls.MalformedCertificate):
+        list(_decoded_by_pyasn1(bytes.fromhex(octets)))
+
+
+def test_extension_without_a_name_is_refused() -> None:
+    """An empty SAN is a fault, no SAN is none (RFC 5280 section 4.2.1.6)."""
+    with pytest.raises(kubetls.MalformedCertificate, match="empty"):
+        kubetls.presented_identifiers(with_octets("3000"))
+    assert 0 == len(kubetls.presented_identifiers(certificate([])))
+
+
+def test_extension_that_stands_twice_is_refused() -> None:
+    """No decoder chooses one of two SANs."""
+    twins = [
+        x509.UnrecognizedExtension(
+            x509.ObjectIdentifier(f"2.5.29.{number}"), bytes.fromhex("3003 820161")
+        )
+        for number in (17, 99)
+    ]
+    der = certificate_with(*twins).replace(b"\x55\x1d\x63", b"\x55\x1d\x11")
+    with pytest.raises(kubetls.MalformedCertificate, match="twice"):
+        kubetls.presented_identifiers(der)
+
+
+@pytest.mark.parametrize("critical", [False, True])
+def test_critical_extension_is_read_the_same(*, critical: bool) -> None:
+    """Its flag stands between its identifier and its value."""
+    names = x509.SubjectAlternativeName([x509.DNSName("api.example")])
+    found = kubetls.presented_identifiers(certificate_with(names, critical=critical))
+    assert ("api.example",) == found.dns_names
+
+
+def test_decoders_that_disagree_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them is wrong, and nobody knows which."""
+    other = [("dNSName", "other.example")]
+    monkeypatch.setattr(reader, "_decoded_by_pyasn1", lambda _: iter(other))
+    with pytest.raises(kubetls.MalformedCertificate, match="disagree"):
+        kubetls.presented_identifiers(SEED)
+
+
+@pytest.mark.parametrize(
+    "given", [None, "", bytearray(SEED), memoryview(SEED)], ids=type
+)
+def test_certificate_is_bytes_or_refused(given: object) -> None:
+    """Also where a library would take it: bytes that change are no evidence."""
+    with pytest.raises(kubetls.MalformedCertificate, match="bytes"):
+        kubetls.presented_identifiers(given)  # type: ignore[arg-type]
+    with pytest.raises(kubetls.MalformedCertificate, match="bytes"):
+        kubetls.verify_identity(given, "api.example")  # type: ignore[arg-type]
+
+
+def test_certificate_beyond_the_bound_is_not_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """64 KiB are looked at; one octet more is refused before any decoder."""
+    monkeypatch.setattr(reader, "CERTIFICATE_BYTES", len(SEED))
+    assert 3 == len(kubetls.presented_identifiers(SEED))
+    monkeypatch.setattr(reader, "CERTIFICATE_BYTES", len(SEED) - 1)
+    monkeypatch.delattr(reader, "_load")
+    with pytest.raises(kubetls.CertificateError, match="looked at"):
+        kubetls.presented_identifiers(SEED)
+
+
+def test_most_names_are_read_and_no_more() -> None:
+    """The bound of 4096 entries is one of its own: short names fit in few bytes."""
+    names = [x509.DNSName("a") for _ in range(reader.ENTRY_COUNT)]
+    assert reader.ENTRY_COUNT == len(presented(certificate(names)) or ())  # type: ignore[arg-type]
+    der = certificate([*names, x509.DNSName("a")])
+    assert reader.CERTIFICATE_BYTES > len(der)
+    with pytest.raises(kubetls.CertificateError, match=str(reader.ENTRY_COUNT)):
+        kubetls.presented_identifiers(der)
