@@ -10,6 +10,7 @@ import asyncio
 import http.client
 import json
 import os
+import pickle
 import socket
 import ssl
 import subprocess
@@ -21,7 +22,7 @@ import pytest
 import urllib3
 
 import kubetls
-from kubetls.credentials.anchors import parse_anchors
+from kubetls.credentials.anchors import TrustAnchors, parse_anchors
 from kubetls.credentials.config import Config, Generation
 from kubetls.credentials.endpoint import Endpoint
 from kubetls.credentials.token import parse_mounted_token
@@ -29,15 +30,18 @@ from kubetls.identity.names import reference_identifier
 from kubetls.transport.connection import Guard, VerifiedConnection, VerifiedPeer
 from kubetls.transport.context import LockedContext, locked_context
 from kubetls.transport.pool import GuardedPool
+from kubetls.transport.sockets import VerifiedSocket
 from tests.cluster.pki import Authority, Pair
 from tests.servers import Server, response
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 TOKEN = "aGVhZGVy.c2VjcmV0LXBheWxvYWQ.c2lnbmF0dXJl"
 AUTHORITY = Authority()
 STRANGER = Authority()
+STRANGER_PEM = STRANGER.certificate.decode()
 
 GOOD = AUTHORITY.issue("api", addresses=("127.0.0.1",), names=("api.example",))
 
@@ -279,6 +283,37 @@ def test_sealed_context_is_not_changed(name: str, value: object) -> None:
     context.check_unchanged()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda context: context.load_verify_locations(cadata=STRANGER_PEM),
+        lambda context: context.load_cert_chain(__file__),
+        lambda context: context.load_default_certs(),
+        lambda context: context.set_default_verify_paths(),
+        lambda context: context.set_ciphers("ALL"),
+        lambda context: context.set_psk_client_callback(lambda _: ("", b"key")),
+        lambda context: context.set_alpn_protocols(["h2"]),
+        lambda context: delattr(context, "reference"),
+        lambda context: delattr(context, "_sealed"),
+    ],
+    ids=["ca", "chain", "default", "paths", "ciphers", "psk", "alpn", "del", "seal"],
+)
+def test_sealed_context_takes_nothing_more(
+    change: Callable[[LockedContext], None],
+) -> None:
+    """Each method that would add or take away something refuses, and does nothing."""
+    context = context_for()
+    with pytest.raises(kubetls.ContextRefused):
+        change(context)
+    context.check_unchanged()
+
+
+def test_context_is_not_pickled() -> None:
+    """It is made where it is used."""
+    with pytest.raises(TypeError, match="not pickled"):
+        pickle.dumps(context_for())
+
+
 def test_setting_what_is_there_is_no_change() -> None:
     """Libraries set verify_mode and ALPN to what they are on every connection."""
     context = context_for()
@@ -290,10 +325,9 @@ def test_setting_what_is_there_is_no_change() -> None:
 def test_anchor_added_behind_the_lock_is_noticed(tmp_path: Path) -> None:
     """The base class's loader goes around ours; the store is compared before use."""
     context = context_for()
-    pem = STRANGER.certificate.decode()
     with pytest.raises(kubetls.ContextRefused):
-        context.load_verify_locations(cadata=pem)
-    ssl.SSLContext.load_verify_locations(context, cadata=pem)
+        context.load_verify_locations(cadata=STRANGER_PEM)
+    ssl.SSLContext.load_verify_locations(context, cadata=STRANGER_PEM)
     bad = STRANGER.issue("api", addresses=("127.0.0.1",))
     with Server(bad, tmp_path) as server:
         with (
@@ -304,11 +338,92 @@ def test_anchor_added_behind_the_lock_is_noticed(tmp_path: Path) -> None:
         assert b"" == server.received
 
 
+def test_anchor_added_before_the_handshake_is_noticed(tmp_path: Path) -> None:
+    """Time passes between wrapping memory and its handshake: both look."""
+    context = context_for()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    ssl.SSLContext.load_verify_locations(context, cadata=STRANGER_PEM)
+    bad = STRANGER.issue("api", addresses=("127.0.0.1",))
+    with (
+        Server(bad, tmp_path) as server,
+        socket.create_connection((server.host, server.port), 5) as raw,
+    ):
+        with pytest.raises(ssl.SSLCertVerificationError, match="changed by other code"):
+            handshake_over(raw, tls, incoming, outgoing)
+        with pytest.raises(kubetls.ContextRefused):
+            tls.write(b"Bearer")
+        assert b"" == server.received
+
+
+def handshake_over(
+    raw: socket.socket, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, out: ssl.MemoryBIO
+) -> None:
+    """Do the handshake of a TLS object over a socket."""
+    while True:
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            raw.sendall(out.read())
+            incoming.write(raw.recv(65536))
+        else:
+            return
+
+
+def test_anchor_added_before_wrapping_memory_is_noticed() -> None:
+    """The store is compared there as for sockets."""
+    context = context_for()
+    ssl.SSLContext.load_verify_locations(context, cadata=STRANGER_PEM)
+    with pytest.raises(kubetls.ContextRefused, match="changed by other code"):
+        context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="127.0.0.1")
+
+
+def test_resumed_session_has_no_verdict() -> None:
+    """It carries the certificate of another handshake, however right that was."""
+    certificate = ssl.PEM_cert_to_DER_cert(GOOD.certificate.decode())
+    context = context_for()
+    assert context.judge(certificate, resumed=False).matched == "127.0.0.1"
+    with pytest.raises(kubetls.ContextRefused, match="resumed"):
+        context.judge(certificate, resumed=True)
+
+
+def test_other_classes_of_connections_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever patched ssl below us: what is not our class has no verifier in it."""
+    context = context_for()
+    foreign = socket.socket()
+    monkeypatch.setattr(ssl.SSLContext, "wrap_socket", lambda *_, **__: foreign)
+    monkeypatch.setattr(ssl.SSLContext, "wrap_bio", lambda *_, **__: foreign)
+    with foreign, socket.socket() as raw:
+        with pytest.raises(kubetls.ContextRefused, match="object class"):
+            context.wrap_bio(
+                ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="127.0.0.1"
+            )
+        with pytest.raises(kubetls.ContextRefused, match="socket class"):
+            context.wrap_socket(raw, server_hostname="127.0.0.1")
+        assert -1 == foreign.fileno()
+
+
+@pytest.mark.parametrize("options", [{"server_side": True}, {"session": object()}])
+def test_memory_takes_only_our_handshake(options: dict[str, object]) -> None:
+    """No server's part, no session of another connection."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with pytest.raises(kubetls.ContextRefused):
+        context_for().wrap_bio(
+            incoming,
+            outgoing,
+            server_hostname="127.0.0.1",
+            **options,  # type: ignore[arg-type]
+        )
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"server_hostname": "elsewhere.example"},
         {"server_hostname": None},
+        {"server_hostname": "127.0.0.1", "session": object()},
         {"server_hostname": "127.0.0.1", "server_side": True},
         {"server_hostname": "127.0.0.1", "do_handshake_on_connect": False},
     ],
@@ -641,3 +756,170 @@ def test_replaced_context_class_is_refused() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert "injector" in done.stdout
+
+
+def test_context_class_replaced_after_the_import_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An injection comes at any time, so every new context looks."""
+    injected = type("Injected", (ssl.SSLContext,), {})
+    monkeypatch.setattr(ssl, "SSLContext", injected)
+    with pytest.raises(kubetls.ContextRefused, match="replaced"):
+        context_for()
+
+
+def test_library_that_reads_common_names_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where it can't be told not to, there is no context."""
+    monkeypatch.setattr(ssl, "HAS_NEVER_CHECK_COMMON_NAME", False)
+    with pytest.raises(kubetls.ContextRefused, match="common names"):
+        context_for()
+
+
+def test_anchors_that_are_not_all_loaded_are_refused() -> None:
+    """OpenSSL passes over some in silence; its store holds as many as we gave it."""
+    der = ssl.PEM_cert_to_DER_cert(AUTHORITY.certificate.decode())
+    with pytest.raises(kubetls.CredentialMalformed, match="all certificates"):
+        locked_context(TrustAnchors((der, der)), reference_identifier("127.0.0.1"))
+
+
+def test_verdict_for_another_reference_mints_no_peer(tmp_path: Path) -> None:
+    """A context may replace an address; whom the connection means is its own word."""
+    anchors = parse_anchors(AUTHORITY.certificate, "ca.crt")
+    address = reference_identifier("127.0.0.1")
+    context = locked_context(
+        anchors, reference_identifier("api.example"), address=address
+    )
+    with Server(GOOD, tmp_path) as server:
+        endpoint = Endpoint(address, server.port)
+        pool = GuardedPool(Guard(endpoint, context, lambda _: TOKEN), 1)
+        with pytest.raises(kubetls.ContextRefused, match="verdict of its own"):
+            pool.request("GET", "/version")
+        assert b"" == server.received
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("verified_identity", None),
+        ("session_reused", True),
+        ("context", context_for()),
+        ("selected_alpn_protocol", lambda: "h2"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_socket_in_another_state_gets_no_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: object
+) -> None:
+    """What the handshake should have ruled out is looked at again before the token."""
+    with Server(GOOD, tmp_path) as server, open_session(server) as session:
+        shown = property(lambda _: value, lambda *_: None)
+        if name != "session_reused":
+            monkeypatch.setattr(VerifiedSocket, name, shown)
+        else:
+            # The context's verdict is asked with it, too, and let through here.
+            judge = LockedContext.judge
+            monkeypatch.setattr(VerifiedSocket, name, shown)
+            monkeypatch.setattr(
+                LockedContext, "judge", lambda s, der, **_: judge(s, der, resumed=False)
+            )
+        with pytest.raises(kubetls.ContextRefused):
+            session.get("/version")
+        assert b"" == server.received
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_socket_put_in_place_gets_no_request(
+    tmp_path: Path, *, connected: bool
+) -> None:
+    """The token is for the socket that was verified, not for one that replaced it."""
+    ours, theirs = socket.socketpair()
+    with Server(GOOD, tmp_path) as server, ours, theirs:
+        endpoint = Endpoint(reference_identifier("127.0.0.1"), server.port)
+        guard = Guard(endpoint, context_for(), lambda _: TOKEN)
+        connection = VerifiedConnection("127.0.0.1", server.port, guard=guard)
+        connection.lease()
+        if connected:
+            connection.connect()
+            connection.sock.close()
+        connection.sock = ours
+        with pytest.raises(kubetls.ContextRefused, match="not the one"):
+            connection.request("GET", "/version")
+        ours.close()
+        assert b"" == theirs.recv(1)
+
+
+AROUND = pytest.mark.parametrize(
+    "around",
+    [
+        lambda tls: setattr(tls, "context", context_for()),
+        lambda tls: setattr(tls, "session", None),
+        lambda tls: tls.unwrap(),
+        lambda tls: tls.sendto(b"Bearer", ("127.0.0.1", 1)),
+        lambda tls: tls.send(b"Bearer", socket.MSG_OOB),
+        lambda tls: tls.sendall(b"Bearer", socket.MSG_OOB),
+    ],
+    ids=["context", "session", "unwrap", "sendto", "send", "sendall"],
+)
+
+
+@AROUND
+def test_verified_socket_has_no_way_around_tls(
+    tmp_path: Path, around: Callable[[VerifiedSocket], object]
+) -> None:
+    """Nor can its context or session be exchanged."""
+    with (
+        Server(GOOD, tmp_path) as server,
+        socket.create_connection((server.host, server.port), 5) as raw,
+        context_for().wrap_socket(raw, server_hostname="127.0.0.1") as tls,
+    ):
+        with pytest.raises(kubetls.ContextRefused):
+            around(tls)
+        assert b"" == server.received
+
+
+@pytest.mark.parametrize("name", ["context", "session"])
+def test_verified_object_keeps_what_it_was_made_with(name: str) -> None:
+    """As the socket does."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context_for().wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    with pytest.raises(kubetls.ContextRefused):
+        setattr(tls, name, None)
+
+
+def test_closed_socket_sends_nothing_in_the_clear(tmp_path: Path) -> None:
+    """The base class uses the bare socket where the TLS layer is gone."""
+    with (
+        Server(GOOD, tmp_path) as server,
+        socket.create_connection((server.host, server.port), 5) as raw,
+        context_for().wrap_socket(raw, server_hostname="127.0.0.1") as tls,
+    ):
+        tls.shutdown(socket.SHUT_RD)
+        assert tls._sslobj is not None
+        tls._sslobj = None
+        for send in (tls.send, tls.sendall, tls.write):
+            with pytest.raises(OSError, match="closed"):
+                send(b"Bearer")
+
+
+def test_connection_carried_over_a_fork_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes would encrypt different bytes under one key and nonce."""
+    with (
+        Server(GOOD, tmp_path) as server,
+        socket.create_connection((server.host, server.port), 5) as raw,
+        context_for().wrap_socket(raw, server_hostname="127.0.0.1") as tls,
+    ):
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        for use in (
+            tls.read,
+            tls.recv,
+            lambda: tls.write(b"x"),
+            lambda: tls.send(b"x"),
+        ):
+            with pytest.raises(kubetls.ContextRefused, match="fork"):
+                use()
+        monkeypatch.undo()
+        assert b"" == server.received
