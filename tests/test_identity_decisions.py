@@ -6,7 +6,10 @@ v3nametest, Go's x509_test and verify_test, rustls-webpki and CPython's test_ssl
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
+import ipaddress
+import pickle
 
 import pytest
 from cryptography import x509
@@ -15,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 import kubetls
+from kubetls.identity.names import presented_pattern
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 START = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
@@ -109,3 +113,56 @@ def test_equal_text_is_no_name(text: str) -> None:
     """What is no host name is no reference, though a certificate may repeat it."""
     with pytest.raises(kubetls.InvalidReference):
         kubetls.verify_identity(certificate("x", "example.com"), text)
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        ("", "empty; an empty name would mean no check"),
+        ("a..com", "an empty label"),
+        ("\u212aubernetes", "not ASCII"),
+        ("k\u00fcche.example", "A-label"),
+        ("*.example.com", "a wildcard is for certificates only"),
+        ("[::1]", "brackets belong to URLs"),
+        ("::1]", "brackets belong to URLs"),
+        ("[::1", "brackets belong to URLs"),
+        ("fe80::1%eth0", "a zone id is never in a certificate"),
+        (ipaddress.ip_address("fe80::1%eth0"), "a zone id is never in a certificate"),
+        ("host:443", "a port or scheme does not belong here"),
+        ("127.1", "the last label is a number"),
+        ("a.0x1f", "the last label is a number"),
+        ("a" * 64, "1 to 63 letters"),
+        ("a_b", "1 to 63 letters"),
+        ("a." * 126 + "ab", "longer than 253 characters"),
+        (10, "pass text or an ipaddress object"),
+        (b"api.example", "pass text or an ipaddress object"),
+        (None, "pass text or an ipaddress object"),
+    ],
+)
+def test_refused_reference_names_the_rule_it_breaks(given: object, rule: str) -> None:
+    """The one error there is, and what to do about it."""
+    with pytest.raises(kubetls.InvalidReference, match=rule):
+        kubetls.reference_identifier(given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text", ["a." * 126 + "a", "a" * 63, "a" * 63 + "." + "b" * 63]
+)
+def test_longest_names_are_names(text: str) -> None:
+    """253 characters in labels of at most 63 (RFC 1035 section 2.3.4)."""
+    assert text == str(kubetls.reference_identifier(text))
+
+
+def test_kelvin_sign_is_no_k() -> None:
+    """It becomes one in lower case, so presented names are ASCII before that."""
+    pattern = presented_pattern("\u212aubernetes.example")
+    assert "not ASCII" == pattern
+
+
+def test_proof_is_made_where_it_is_used() -> None:
+    """It is neither pickled nor copied."""
+    proof = kubetls.verify_identity(certificate("x", "api.example"), "api.example")
+    with pytest.raises(TypeError, match="not pickled"):
+        pickle.dumps(proof)
+    with pytest.raises(TypeError, match="not pickled"):
+        copy.copy(proof)
