@@ -214,12 +214,14 @@ def test_refused_server_gets_no_byte_through_asyncio(
         assert b"" == server.received
 
 
-def test_write_before_the_handshake_is_refused(tmp_path: Path) -> None:
+def test_data_before_the_handshake_is_refused() -> None:
     """SSLObject.write() handshakes implicitly in OpenSSL; ours refuses first."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = context_for().wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
-    with pytest.raises(kubetls.ContextRefused):
+    with pytest.raises(kubetls.ContextRefused, match="before the server's identity"):
         tls.write(b"Bearer")
+    with pytest.raises(kubetls.ContextRefused, match="before the server's identity"):
+        tls.read()
     assert 0 == outgoing.pending
 
 
