@@ -175,6 +175,8 @@ def forged() -> dict[str, str]:
         "payload changed": f"{head}.{part(claims(jti='id-2'))}.{signature}",
         "padded": f"{head}.{body}=.{signature}",
         "not canonical": f"{head}.{body}.{signature[:-1]}{chr(ord(signature[-1]) + 1)}",
+        "signature of one digit": f"{head}.{body}.A",
+        "header of one digit": f"A.{body}.{signature}",
         "two parts": f"{head}.{body}",
         "four parts": f"{head}.{body}.{signature}.x",
         "claim twice": signed_text(double),

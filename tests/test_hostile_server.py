@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import pickle
+import select
 import socket
 import ssl
 import subprocess
@@ -211,6 +212,40 @@ def test_refused_server_gets_no_byte_through_asyncio(
     with Server(pair, tmp_path) as server:
         with pytest.raises((ssl.SSLError, ConnectionError)):
             asyncio.run(talk(server.port))
+        assert b"" == server.received
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_handshake_that_does_not_block_is_judged_at_its_end(
+    tmp_path: Path, *, trusted: bool
+) -> None:
+    """A socket may be wrapped before it connects; nothing passes in between."""
+    issuer = AUTHORITY if trusted else STRANGER
+    pair = issuer.issue("api", addresses=("127.0.0.1",))
+
+    def shake(tls: VerifiedSocket) -> None:
+        while tls.verified_identity is None:
+            try:
+                tls.do_handshake()
+            except ssl.SSLWantReadError:
+                with pytest.raises(kubetls.ContextRefused):
+                    tls.write(b"Bearer")
+                select.select([tls], [], [], 5)
+
+    with (
+        Server(pair, tmp_path) as server,
+        socket.socket() as raw,
+        context_for().wrap_socket(raw, server_hostname="127.0.0.1") as tls,
+    ):
+        tls.setblocking(False)
+        tls.connect_ex((server.host, server.port))
+        select.select([], [tls], [], 5)
+        if trusted:
+            shake(tls)
+        else:
+            with pytest.raises(ssl.SSLError):
+                shake(tls)
+            assert -1 == tls.fileno()
         assert b"" == server.received
 
 

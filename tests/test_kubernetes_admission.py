@@ -389,6 +389,11 @@ WRONG_REVIEWS: dict[str, Any] = {
         "user": REVIEW["user"]
         | {"extra": EXTRA | {"authentication.kubernetes.io/pod-uid": ["uid-0"]}}
     },
+    "another pod's name": REVIEW
+    | {
+        "user": REVIEW["user"]
+        | {"extra": EXTRA | {"authentication.kubernetes.io/pod-name": ["other"]}}
+    },
 }
 
 

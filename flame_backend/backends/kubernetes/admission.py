@@ -151,9 +151,9 @@ class Admission:
             KubeTLSError: The API server could not be asked.
         """
         facts = _facts(hello)
-        runner = str(facts["runner"])
+        runner: str = facts["runner"]
         pending = self._expected(runner)
-        token = str(facts.pop("token"))
+        token: str = facts.pop("token")
         claims = self._verified(token, runner, pending)
         uid = self._await_uid(runner, pending)
         if not hmac.compare_digest(str(claims["kubernetes.io"]["pod"]["uid"]), uid):
