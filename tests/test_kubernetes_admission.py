@@ -502,6 +502,6 @@ def test_discovery_that_is_none_is_refused(path: str, answer: dict[str, Any]) ->
     """And a key set's address in it is never dialled: the paths are fixed."""
     table = Table()
     table.answers[path] = answer
-    with pytest.raises(LinkUnauthenticated):
+    with pytest.raises(LinkUnauthenticated, match="issuer discovery"):
         ask(admission(table))
     assert {JWKS_PATH, DISCOVERY_PATH} >= set(table.asked)
