@@ -221,6 +221,19 @@ def test_restricted_tightens_what_the_app_leaves_open() -> None:
     assert 1000 == pod["spec"]["securityContext"]["runAsUser"]
 
 
+@pytest.mark.parametrize("profile", [None, {"type": "Unconfined"}], ids=str)
+def test_restricted_gives_the_pod_a_seccomp_profile(profile: Any) -> None:
+    """Also where the manifest takes ours out; a profile of the node's is kept."""
+    spec = {"securityContext": {"seccompProfile": profile}}
+    pod = made(manifest={"spec": spec}, hardening="restricted")
+    assert {"type": "RuntimeDefault"} == pod["spec"]["securityContext"][
+        "seccompProfile"
+    ]
+    spec = {"securityContext": {"seccompProfile": {"type": "Localhost"}}}
+    pod = made(manifest={"spec": spec}, hardening="restricted")
+    assert {"type": "Localhost"} == pod["spec"]["securityContext"]["seccompProfile"]
+
+
 UNRESTRICTED: dict[str, tuple[dict[str, Any], str]] = {
     "root": (
         {"securityContext": {"runAsUser": 0}},
@@ -245,6 +258,10 @@ UNRESTRICTED: dict[str, tuple[dict[str, Any], str]] = {
     "SELinux user": (
         {"securityContext": {"seLinuxOptions": {"user": "u"}}},
         r"seLinuxOptions\.user",
+    ),
+    "SELinux role": (
+        {"containers": [{"securityContext": {"seLinuxOptions": {"role": "r"}}}]},
+        r"seLinuxOptions\.role",
     ),
     "host process": (
         {"securityContext": {"windowsOptions": {"hostProcess": True}}},
