@@ -314,6 +314,12 @@ def test_volume_that_is_a_file_is_malformed(tmp_path: Path) -> None:
         read_volume("a\x00b")
 
 
+def test_volume_that_cannot_be_opened_is_not_taken_for_none() -> None:
+    """What the system says of it is told, not that this is no pod."""
+    with pytest.raises(CredentialMissing, match=r"cannot be read \(File name too long"):
+        read_volume("/" + "v" * 5000)
+
+
 @pytest.mark.parametrize("change", ["grow", "touch", "truncate"])
 def test_change_during_reading_is_an_error(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
