@@ -883,3 +883,48 @@ def test_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     process.stdout = None
     _, said = process.communicate(timeout=60)
     assert (0, b"") == (process.returncode, said)
+
+
+@pytest.mark.parametrize(
+    ("redirected", "why"),
+    [(">/dev/full", "No space left on device"), (">&-", "no standard output")],
+)
+def test_answer_that_is_not_written_is_3(
+    redirected: str, why: str, tmp_path: Path
+) -> None:
+    """One line, and not the code of a check that says no."""
+    file = tmp_path / "a.pem"
+    file.write_bytes(GOOD.certificate)
+    command = f'"$0" -m kubetls.cli explain "$1" {redirected}'
+    ended = subprocess.run(
+        ["/bin/sh", "-c", command, sys.executable, str(file)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    said = f"kubetls: the answer could not be written: {why}\n"
+    assert (3, said) == (ended.returncode, ended.stderr)
+
+
+def test_closed_standard_error_changes_no_code() -> None:
+    """A complaint that nobody hears is one all the same."""
+    command = '"$0" -m kubetls.cli explain "*" 2>&-'
+    arguments = ["/bin/sh", "-c", command, sys.executable]
+    assert 2 == subprocess.run(arguments, timeout=60, check=False).returncode
+
+
+@pytest.mark.parametrize("verb", ["doctor", "whoami"])
+def test_kubeconfig_without_a_name_is_none(verb: str, tmp_path: Path) -> None:
+    """`--kubeconfig "$UNSET"` does not mean the one in the home folder."""
+    write_kubeconfig(tmp_path / ".kube" / "config")
+    ran = run(verb, "--kubeconfig", "", HOME=str(tmp_path))
+    assert (2, f"kubetls {verb}: --kubeconfig: names no file\n") == (ran.code, ran.err)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "0", "-1", "3601", "a"])
+def test_timeout_that_is_none_is_explained(text: str) -> None:
+    """In the words of the user, not of the program."""
+    ran = run("whoami", f"--timeout={text}")
+    assert 2 == ran.code
+    assert f"'{text}' is no number of seconds" in ran.err

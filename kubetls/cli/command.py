@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from kubetls.cli.named import Named
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         answer = _answer(chosen)
     except (ConfigError, InvalidReference) as error:
-        sys.stderr.write(f"kubetls {chosen.verb}: {shown_text(str(error))}\n")
+        _complain(f"kubetls {chosen.verb}: {shown_text(str(error))}")
         return Exit.USAGE
     except KeyboardInterrupt:
         return 130
@@ -65,6 +65,9 @@ def _answer(chosen: argparse.Namespace) -> Answer:
 
 
 def _named(chosen: argparse.Namespace) -> Named:
+    if chosen.kubeconfig == "":
+        # An unset variable of a script; the user's own file was not meant.
+        raise ConfigError("--kubeconfig", "names no file")
     return Named(
         chosen.kubeconfig, chosen.context, chosen.trust, chosen.exec, chosen.files
     )
@@ -72,13 +75,26 @@ def _named(chosen: argparse.Namespace) -> Named:
 
 def _written(answer: Answer, *, as_json: bool) -> int:
     out = sys.stdout
+    if out is None:  # closed before we began
+        _complain("kubetls: the answer could not be written: no standard output")
+        return Exit.UNCHECKED
     try:
         out.write(answer.json() if as_json else answer.page(colour=_coloured()))
         out.flush()
-    except BrokenPipeError:
-        # The reader has seen enough; Python's own flush at exit would complain.
+    except OSError as error:
+        # Python's own flush at exit would meet the same again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+        if not isinstance(error, BrokenPipeError):
+            _complain(f"kubetls: the answer could not be written: {error.strerror}")
+            return Exit.UNCHECKED
+        # The reader has seen enough.
     return answer.code
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError):
+        if sys.stderr is not None:
+            sys.stderr.write(f"{text}\n")
 
 
 def _coloured() -> bool:
@@ -165,7 +181,9 @@ def _verb(
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not math.isfinite(seconds) or not 0 < seconds <= 3600:
-        raise ValueError
-    return seconds
+    with suppress(ValueError):
+        seconds = float(text)
+        if 0 < seconds <= 3600:
+            return seconds
+    msg = f"{text!r} is no number of seconds, more than 0 and at most 3600"
+    raise argparse.ArgumentTypeError(msg)
