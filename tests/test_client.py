@@ -15,6 +15,7 @@ from urllib3.util.connection import is_connection_dropped
 
 import kubetls
 from kubetls import testing
+from kubetls.client.stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -662,6 +663,19 @@ def test_stop_ends_a_stream_within_a_second(
     thread.join(5)
     assert not thread.is_alive()
     assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize("asked", [61.0, 1e9, 3e11])
+def test_a_stream_asks_again_within_a_minute(
+    monkeypatch: pytest.MonkeyPatch, asked: float
+) -> None:
+    """A Retry-After of years, or a date in the year 9999, does not end a controller."""
+    waited: list[float] = []
+    stream = Stream()
+    monkeypatch.setattr(stream, "pause", waited.append)
+    refused = kubetls.TooManyRequests(429, "TooManyRequests", "no", retry_after=asked)
+    stream._back_off(1, refused)
+    assert [60.0] == waited
 
 
 def test_a_stop_that_comes_late_hits_no_other_request(

@@ -22,9 +22,19 @@ from kubetls.errors import (
     InternalError,
     KubeTLSError,
     ProtocolError,
+    TooManyRequests,
     WatchClosed,
 )
-from tests.servers import CHUNKED, Answer, Request, Server, answer, chunk, response
+from tests.servers import (
+    CHUNKED,
+    Answer,
+    Request,
+    Server,
+    answer,
+    chunk,
+    refusal,
+    response,
+)
 from tests.test_hostile_server import GOOD, TOKEN, open_session
 
 if TYPE_CHECKING:
@@ -113,10 +123,20 @@ def test_stream_whose_end_cannot_be_told_is_an_error(tmp_path: Path) -> None:
         (HEAD + b"X: ", b"a" * 65536),
         (b"HTTP/1.1 200 ", b"a" * 65536),
         (CHUNKED + b"5;", b"a" * 65536),
+        (CHUNKED + b"-1\r\n", b"a" * 65536),
         (CHUNKED + chunk(LIST) + b"0\r\n", b"X: aaaaaaaaaaaaaaaa\r\n" * 1000),
         (CHUNKED + chunk(LIST) + b"0\r\nX: ", b"a" * 65536),
     ],
-    ids=["100", "header", "field", "status", "extension", "trailer", "trailer field"],
+    ids=[
+        "100",
+        "header",
+        "field",
+        "status",
+        "extension",
+        "size",
+        "trailer",
+        "trailer field",
+    ],
 )
 def test_flood_has_an_end(first: bytes, unit: bytes, tmp_path: Path) -> None:
     """While data keep arriving no read timeout ends it, so a count does."""
@@ -127,6 +147,41 @@ def test_flood_has_an_end(first: bytes, unit: bytes, tmp_path: Path) -> None:
             tls.sendall(unit)
 
     assert isinstance(refused(tmp_path, talk), ProtocolError)
+
+
+def test_chunk_of_less_than_nothing_is_an_error(tmp_path: Path) -> None:
+    """In a stream as well, where it would go on without chunks."""
+
+    def talk(tls: ssl.SSLSocket, _request: Request) -> None:
+        tls.sendall(CHUNKED + b"-1\r\none\ntwo\n")
+        tls.unwrap()
+
+    with (
+        Server(GOOD, tmp_path, [talk]) as server,
+        open_session(server) as session,
+        pytest.raises(WatchClosed, match="negative size"),
+    ):
+        list(session.logs("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Mon, 01 Jan 99999999999999999999 00:00:00 GMT",
+        "Mon, 01 Jan 2024 00:00:00 +99999999999999",
+        "Mon, 01 Jan 2024 99999999999999999999:00:00 GMT",
+        "Mon, 01 Jan 2024 00:00:00 -9999",
+        "9" * 5000 + " Jan 2024",
+        "-1",
+        "1e3",
+        "nan",
+    ],
+)
+def test_wait_that_is_no_time_is_none(value: str, tmp_path: Path) -> None:
+    """A Retry-After that no clock knows leaves the error what it is."""
+    error = refused(tmp_path, refusal(429, "TooManyRequests", f"Retry-After: {value}"))
+    assert isinstance(error, TooManyRequests)
+    assert error.retry_after is None
 
 
 def test_few_interim_answers_and_trailers_are_passed_over(tmp_path: Path) -> None:

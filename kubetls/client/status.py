@@ -132,10 +132,10 @@ def retry_after_seconds(value: str | None, now: float) -> float | None:
     if text.isascii() and text.isdigit():
         return float(text[:9])
     try:
-        moment = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+        moment = email.utils.parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError):  # years and zones beyond any calendar
         return None
-    return max(0.0, moment.timestamp() - now)
+    return max(0.0, moment - now)
 
 
 def warning_texts(header: str) -> list[str]:

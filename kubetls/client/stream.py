@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 BACKOFF_SECONDS: Final = 0.8
 BACKOFF_MAX_SECONDS: Final = 30.0
 
+ASKED_MAX_SECONDS: Final = 60.0
+"""Longest pause that a server may ask a stream for, as for requests. A stream asks
+again then: nobody would notice one that sleeps for years."""
+
 TRANSIENT: Final = (
     ApiTimeout,
     ConnectTimeout,
@@ -187,7 +191,8 @@ class Stream(Waiter):
         """Pause as long as the server asked for, or longer with each failure."""
         ours = min(BACKOFF_MAX_SECONDS, BACKOFF_SECONDS * 2.0 ** min(failures - 1, 10))
         asked = error.retry_after if isinstance(error, ApiError) else None
-        self.pause(max(asked or 0.0, ours * random.random()))  # noqa: S311 - jitter
+        asked = min(asked or 0.0, ASKED_MAX_SECONDS)
+        self.pause(max(asked, ours * random.random()))  # noqa: S311 - jitter
 
     def __enter__(self) -> Self:
         return self

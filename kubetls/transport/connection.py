@@ -117,7 +117,8 @@ class _BoundedResponse(http.client.HTTPResponse):
     """A response whose beginning and end are bounded; the library bounds the rest.
 
     It skips interim responses and trailer fields without counting, and as data keep
-    arriving no timeout would ever end that.
+    arriving no timeout would ever end that. A chunk of less than nothing it reads to
+    the end of the connection, into memory and past every limit.
     """
 
     _beginnings = 0
@@ -128,6 +129,13 @@ class _BoundedResponse(http.client.HTTPResponse):
             msg = f"more than {INTERIM_RESPONSES} interim responses"
             raise http.client.HTTPException(msg)
         return super()._read_status()  # type: ignore[misc]  # not in typeshed
+
+    def _read_next_chunk_size(self) -> int:
+        size: int = super()._read_next_chunk_size()  # type: ignore[misc]  # not in typeshed
+        if size < 0:
+            msg = "a chunk with a negative size"
+            raise http.client.HTTPException(msg)
+        return size
 
     def _read_and_discard_trailer(self) -> None:
         for _ in range(TRAILER_FIELDS + 1):
