@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from kubetls import testing as testing
-    from kubetls.client.exchange import Timeout
+    from kubetls.client.limits import Timeout
     from kubetls.client.list_watch import ListWatch
     from kubetls.client.paths import path
     from kubetls.client.response import Response
@@ -77,7 +77,7 @@ if TYPE_CHECKING:
     from kubetls.identity.verify import VerifiedIdentity, verify_identity
 
 _HOMES: Final = {
-    "kubetls.client.exchange": ("Timeout",),
+    "kubetls.client.limits": ("Timeout",),
     "kubetls.client.paths": ("path",),
     "kubetls.client.response": ("Response",),
     "kubetls.client.retry": ("Retries",),

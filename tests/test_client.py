@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -159,6 +160,57 @@ def test_silence_ends_with_the_read_timeout(fake: testing.Server) -> None:
         pytest.raises(kubetls.ReadTimeout),
     ):
         session.get(PODS)
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments"),
+    [
+        ("config", {"config": "~/.kube/config"}),
+        ("timeout", {"timeout": 30}),
+        ("timeout", {"timeout": None}),
+        ("timeout", {"timeout": (3, 4)}),
+        ("retries", {"retries": 3}),
+        ("retries", {"retries": None}),
+        ("pool_size", {"pool_size": 0}),
+        ("pool_size", {"pool_size": "many"}),
+        ("namespace", {"namespace": "a/../b"}),
+    ],
+)
+def test_an_argument_that_is_none_is_refused_at_once(
+    fake: testing.Server, source: str, arguments: dict[str, Any]
+) -> None:
+    """Not with the first request, as a broken server, nor with the first failure."""
+    with pytest.raises(kubetls.ConfigError) as caught:
+        kubetls.session(**{"config": fake.config} | arguments)
+    assert source == caught.value.source
+
+
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, 1e300, "5", True])
+def test_a_timeout_is_a_number_of_seconds(value: Any) -> None:
+    """None alone is for ever; nothing means it by accident."""
+    for name in ("connect", "read"):
+        with pytest.raises(kubetls.ConfigError, match=rf"Timeout\.{name}: seconds"):
+            kubetls.Timeout(**{name: value})
+
+
+@pytest.mark.parametrize("value", [-1, math.nan, math.inf, "5", None])
+def test_a_retry_policy_is_numbers(value: Any) -> None:
+    """A limit that compares with nothing would be none."""
+    for name in ("attempts", "budget", "backoff", "backoff_max", "retry_after_max"):
+        with pytest.raises(kubetls.ConfigError, match=rf"Retries\.{name}: a number"):
+            kubetls.Retries(**{name: value})
+
+
+def test_a_request_is_what_it_says(
+    fake: testing.Server, session: kubetls.Session
+) -> None:
+    """A timeout or method that is none is the caller's error, and nothing is sent."""
+    with pytest.raises(kubetls.ConfigError, match=r"kubetls\.Timeout"):
+        session.get("/version", timeout=5)  # type: ignore[arg-type]
+    for method in ("get", "", "GET /a HTTP/1.1\r\nX: y"):
+        with pytest.raises(kubetls.ConfigError, match="capital letters"):
+            session.request(method, "/version")
+    assert [] == fake.requests
 
 
 def test_warnings_are_logged_once(
@@ -715,6 +767,22 @@ def test_next_gives_up_in_time_and_goes_on(
         assert watch.next(0.1) is None
         fake.put(pod("d"))
         assert "d" == next_of(watch, "ADDED").object["metadata"]["name"]
+
+
+def test_a_limit_of_waiting_may_be_any_number(session: kubetls.Session) -> None:
+    """What is left of a deadline may be less than nothing, or without end."""
+    with session.list_watch(PODS) as watch:
+        assert watch.next(-1.0) is None
+        assert watch.next(1e300) is not None
+        assert watch.next(math.inf) is not None
+        with pytest.raises(kubetls.ConfigError, match="timeout: not a number"):
+            watch.next(math.nan)
+    assert session.wait(f"{PODS}/a", "create", math.inf)
+    for seconds in (0, -1):
+        with pytest.raises(kubetls.WaitTimeout, match="no answer came"):
+            session.wait(f"{PODS}/a", "create", seconds)
+    with pytest.raises(kubetls.ConfigError, match="timeout: not a number"):
+        session.wait(f"{PODS}/a", "create", math.nan)
 
 
 def test_a_long_event_is_read_once(

@@ -45,6 +45,7 @@ TABLE = {
     "kubetls.client.decoding": "values",
     "kubetls.client.discovery": "edges",
     "kubetls.client.exchange": "edges",
+    "kubetls.client.limits": "values",
     "kubetls.client.lines": "edges",
     "kubetls.client.list_watch": "edges",
     "kubetls.client.listing": "edges",

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from kubetls.cli.page import Answer, Exit, span
-from kubetls.client.exchange import Timeout
+from kubetls.client.limits import Timeout
 from kubetls.client.paths import path
 from kubetls.client.retry import Retries
 from kubetls.client.session import session

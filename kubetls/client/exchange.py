@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from urllib3.exceptions import ClosedPoolError
 
+from kubetls.client.limits import Timeout, require_timeout
 from kubetls.client.outgoing import (
     encoded_body,
     header_fields,
     request_target,
+    require_method,
     user_agent_text,
 )
 from kubetls.client.response import Response, translated
@@ -59,19 +61,6 @@ WARNINGS: Final = 256
 """Texts of API warnings remembered, so that each is logged once."""
 
 _exchanges: weakref.WeakSet[Exchange] = weakref.WeakSet()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeout:
-    """Seconds that one exchange may take in each phase; None waits for ever.
-
-    Attributes:
-        connect: TCP and TLS together with each of their steps.
-        read: Between two arrivals of data. The API server ends requests after 60 s.
-    """
-
-    connect: float | None = 10.0
-    read: float | None = 60.0
 
 
 class Stopped(Exception):
@@ -153,13 +142,16 @@ class Exchange:
         retries: Retries | None = None,
     ) -> Response:
         """Send a request, and again as far as the table in `retry` allows."""
+        require_method(method)
+        limits = self.timeout if timeout is None else timeout
+        require_timeout(limits)
         request = _Request(
             method,
             path,
             request_target(self.config.endpoint.path_prefix, path, query),
             header_fields(headers, self._user_agent, has_body=body is not None),
             encoded_body(body),
-            timeout or self.timeout,
+            limits,
             stream,
             waiter or _PATIENT,
         )

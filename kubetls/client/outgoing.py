@@ -25,6 +25,8 @@ _PATH: Final = re.compile(r"/(?!/)[!-\"$-~]*\Z")
 # Dot segments are folded on the way and lead out of the path that was meant.
 _DOTS: Final = re.compile(r"/(?:\.|%2[eE]){1,2}(?:/|\Z)")
 
+_METHOD: Final = re.compile(r"[A-Z]+\Z")
+
 # A token of RFC 9110 section 5.6.2.
 _FIELD_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")
 # Identity, framing and coding are the session's to set.
@@ -61,6 +63,16 @@ def request_target(prefix: str, path: str, query: Query) -> str:
         return prefix + path
     joint = "&" if "?" in path else "?"
     return f"{prefix}{path}{joint}{urlencode(wanted, doseq=True)}"
+
+
+def require_method(method: str) -> None:
+    """Refuse what is no method: they are told apart by case, and "get" is none.
+
+    Raises:
+        ConfigError: It has other than capital letters.
+    """
+    if not _METHOD.match(method):
+        raise ConfigError("method", "must be in capital letters, as GET")
 
 
 def header_fields(

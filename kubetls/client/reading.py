@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from kubetls.client.exchange import Exchange, Timeout, Waiter
+from kubetls.client.limits import Timeout
 from kubetls.client.retry import Retries
 
 if TYPE_CHECKING:
+    from kubetls.client.exchange import Exchange, Waiter
     from kubetls.client.outgoing import Query
     from kubetls.client.response import Response
 

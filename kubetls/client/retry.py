@@ -18,9 +18,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from kubetls.client.limits import is_number
 from kubetls.errors import (
     ApiError,
     ApiTimeout,
+    ConfigError,
     ConnectionFailed,
     InternalError,
     KubeTLSError,
@@ -44,6 +46,9 @@ class Retries:
         backoff: First wait in seconds; it doubles each time, with full jitter.
         backoff_max: Longest single wait that is ours.
         retry_after_max: Longest wait a server may ask for; beyond, the error is raised.
+
+    Raises:
+        ConfigError: One is no number, or negative.
     """
 
     attempts: int = 5
@@ -51,6 +56,12 @@ class Retries:
     backoff: float = 0.8
     backoff_max: float = 30.0
     retry_after_max: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if not is_number(value) or value < 0:
+                raise ConfigError(f"Retries.{name}", "a number, 0 or more")
 
 
 def wait_before_retry(

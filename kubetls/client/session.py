@@ -12,7 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from kubetls.client.discovery import Discovery
-from kubetls.client.exchange import Exchange, Timeout, logger
+from kubetls.client.exchange import Exchange, logger
+from kubetls.client.limits import Timeout, require_timeout
 from kubetls.client.logs import log_lines
 from kubetls.client.reading import Reader
 from kubetls.client.retry import Retries
@@ -20,6 +21,9 @@ from kubetls.client.updating import update_object
 from kubetls.client.verbs import Verbs
 from kubetls.client.waiting import wait_for
 from kubetls.credentials.choose import choose
+from kubetls.credentials.config import Config
+from kubetls.credentials.endpoint import is_namespace
+from kubetls.errors import ConfigError
 
 if TYPE_CHECKING:
     import ssl
@@ -29,7 +33,6 @@ if TYPE_CHECKING:
     from kubetls.client.listing import Collection, Listing
     from kubetls.client.outgoing import Query
     from kubetls.client.watch import Watch
-    from kubetls.credentials.config import Config
 
 T = TypeVar("T")
 
@@ -368,8 +371,18 @@ def session(
 
     Raises:
         NotInCluster: No configuration applies; names every place looked at.
-        ConfigError, CredentialError: The one that applies is malformed.
+        ConfigError, CredentialError: The one that applies is malformed, or an
+            argument is.
     """
+    if config is not None and not isinstance(config, Config):
+        raise ConfigError("config", "from kubetls.kubeconfig() or kubetls.in_cluster()")
+    require_timeout(timeout)
+    if not isinstance(retries, Retries):
+        raise ConfigError("retries", "must be kubetls.Retries(attempts=...)")
+    if type(pool_size) is not int or pool_size < 1:
+        raise ConfigError("pool_size", "a whole number of connections, 1 or more")
+    if namespace and not is_namespace(namespace):
+        raise ConfigError("namespace", "must be an RFC 1123 label")
     chosen = config if config is not None else choose(os.environ)
     exchange = Exchange(
         chosen,

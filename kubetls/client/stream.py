@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from kubetls.client.exchange import Stopped, Waiter
+from kubetls.client.limits import waiting_seconds
 from kubetls.errors import (
     ApiError,
     ApiTimeout,
@@ -116,6 +117,7 @@ class Stream(Waiter):
         """
         if self._ended:
             return None
+        limit = None if timeout is None else waiting_seconds(timeout)
         if timeout is None and self._ahead is None:
             return next(self._produced, None)
         if self._ahead is None:
@@ -130,7 +132,7 @@ class Stream(Waiter):
             self._asked = True
             self._wanted.release()
         try:
-            found = self._ahead.get(timeout=timeout)
+            found = self._ahead.get(timeout=limit)
         except queue.Empty:
             return None
         self._asked = False

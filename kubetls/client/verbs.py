@@ -13,7 +13,8 @@ from kubetls.errors import ConfigError, ProtocolError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kubetls.client.exchange import Exchange, Timeout
+    from kubetls.client.exchange import Exchange
+    from kubetls.client.limits import Timeout
     from kubetls.client.outgoing import Query
     from kubetls.client.response import Response
 

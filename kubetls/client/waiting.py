@@ -6,6 +6,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from kubetls.client.limits import waiting_seconds
 from kubetls.errors import ConfigError, WaitTimeout
 from kubetls.identity.names import escaped
 
@@ -67,7 +68,7 @@ def wait_for(
         WaitTimeout: It was not within `timeout` seconds.
     """
     wanted = condition(until)
-    ends = time.monotonic() + timeout
+    ends = time.monotonic() + waiting_seconds(timeout)
     last: dict[str, Any] | None = None
     synced = False
     with watch:
