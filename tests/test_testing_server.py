@@ -106,3 +106,27 @@ def test_handshake_of_a_stranger_is_no_error(capfd: pytest.CaptureFixture[str]) 
         with socket.create_connection(address) as raw, pytest.raises(ssl.SSLError):
             context.wrap_socket(raw, server_hostname="127.0.0.1")
     assert capfd.readouterr() == ("", "")
+
+
+def test_dry_run_changes_nothing() -> None:
+    """Whether it stands in the query, or in the body as for deletions."""
+    item = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}}
+    with testing.server([item]) as server, kubetls.session(server.config) as session:
+        before = server.objects("v1", "ConfigMap")
+        other = item | {"metadata": {"name": "b"}}
+        assert "b" == session.post(MAPS, other, dry_run=True)["metadata"]["name"]
+        session.patch(f"{MAPS}/a", {"data": {"c": "d"}}, dry_run=True)
+        session.delete(f"{MAPS}/a", dry_run=True)
+        assert before == server.objects("v1", "ConfigMap")
+
+
+def test_json_patch_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    """In so many words, and not by a cut and a traceback."""
+    item = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}}
+    with (
+        testing.server([item]) as server,
+        kubetls.session(server.config) as session,
+        pytest.raises(kubetls.UnsupportedMediaType, match="JSON patches"),
+    ):
+        session.patch(f"{MAPS}/a", [{"op": "test"}], "json")
+    assert ("", "") == capfd.readouterr()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
@@ -260,6 +261,12 @@ class Server:
         self, request: Request, place: Place, kind: Kind
     ) -> tuple[int, dict[str, Any]]:
         store, query, body = self.store, request.query, request.body
+        writes = request.method in {"POST", "PUT", "PATCH"}
+        if writes and not isinstance(body, dict):
+            words = "bodies that are no objects (JSON patches) are not supported here"
+            raise Refused(415, "UnsupportedMediaType", words)
+        if query.get("dryRun") or (isinstance(body, dict) and body.get("dryRun")):
+            store = copy.deepcopy(store)  # carried out there, and forgotten
         match request.method, place.name:
             case "GET", None:
                 selects = selector(
