@@ -529,6 +529,20 @@ def test_first_file_of_the_list_wins(
         kubeconfig()
 
 
+def test_empty_file_of_the_list_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if it were absent, as for kubectl; as the only one it says why."""
+    (tmp_path / "empty").touch()
+    full = write_kubeconfig(tmp_path / "full")
+    listed = [str(tmp_path / "empty"), str(full)]
+    monkeypatch.setenv("KUBECONFIG", os.pathsep.join(listed))
+    assert kubeconfig().endpoint == kubeconfig(full).endpoint
+    monkeypatch.setenv("KUBECONFIG", os.pathsep.join([listed[0], "absent"]))
+    with pytest.raises(KubeconfigError, match="do not exist, or are empty"):
+        kubeconfig()
+
+
 def test_path_none_is_the_users_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

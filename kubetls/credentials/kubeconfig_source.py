@@ -199,17 +199,21 @@ class KubeconfigSource:
 
 
 def read_documents(files: Sequence[str]) -> list[Entry]:
-    """Read the files that exist; at least one has to."""
+    """Read the files that exist; at least one has to.
+
+    Of several, an empty one is as if it were absent: kubectl passes it over as well.
+    """
     documents = []
     for file in files:
         try:
             content = read_file(file, file, DOCUMENT_BYTES)
         except CredentialError as error:
             raise KubeconfigError(error.path, error.reason) from error
-        if content is not None:
+        if content is not None and (len(content) or len(files) == 1):
             documents.append(parse_document(content, file))
     if not documents:
-        raise KubeconfigError(", ".join(files), "does not exist")
+        reason = "does not exist" if len(files) == 1 else "do not exist, or are empty"
+        raise KubeconfigError(", ".join(files), reason)
     return documents
 
 
