@@ -6,6 +6,7 @@ never an empty list or half a body taken for an answer.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import traceback
@@ -32,6 +33,7 @@ from tests.servers import (
     Server,
     answer,
     chunk,
+    chunked,
     refusal,
     response,
 )
@@ -305,3 +307,47 @@ def test_hostile_segment_is_refused(text: str) -> None:
         path("v1", "pods", text)
     with pytest.raises(ConfigError):
         path("v1", "pods", "x", namespace=text)
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [
+        None,
+        {"a": 1},
+        [1, None, "pods"],
+        [{"kind": "Pod"}],
+        [{"kind": "Pod", "name": 5, "namespaced": True}],
+        [{"kind": "Pod", "name": "../secrets", "namespaced": True}],
+    ],
+)
+def test_discovery_of_another_shape_has_no_such_kind(
+    resources: object, tmp_path: Path
+) -> None:
+    """Nothing of it becomes a path, and nothing is written."""
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}
+    with (
+        Server(GOOD, tmp_path, [answer({"resources": resources})]) as server,
+        open_session(server) as session,
+    ):
+        with pytest.raises(ConfigError, match="no kind 'Pod'"):
+            session.apply(pod, "me")
+        assert ["GET"] == [request.method for request in server.requests]
+
+
+@pytest.mark.parametrize(
+    "bookmark", [{}, {"metadata": None}, {"metadata": {"annotations": [1]}}]
+)
+def test_bookmark_of_another_shape_ends_nothing(
+    bookmark: object, tmp_path: Path
+) -> None:
+    """What exists was not sent whole, so it is listed."""
+    line = json.dumps({"type": "BOOKMARK", "object": bookmark}).encode() + b"\n"
+    answers: list[Answer] = [chunked(line), response(LIST), chunked(line)]
+    with (
+        Server(GOOD, tmp_path, answers) as server,
+        open_session(server) as session,
+        session.list_watch(PODS, send_initial_events=True) as watch,
+    ):
+        event = watch.next(10)
+        assert event is not None
+        assert "SYNCED" == event.type

@@ -68,13 +68,15 @@ class Discovery:
 
     def _ask(self, api_version: str) -> dict[str, Resource]:
         answer = self._get(group_version_path(api_version))
+        listed = answer.get("resources")
+        entries = listed if isinstance(listed, list) else []
         return {
-            str(entry.get("kind")): Resource(
-                str(entry["name"]), bool(entry["namespaced"])
-            )
-            for entry in answer.get("resources") or ()
+            str(entry.get("kind")): Resource(name, bool(entry.get("namespaced")))
+            for entry in entries
             # Subresources are listed beside their resource, with kinds of their own.
-            if "/" not in entry["name"]
+            if isinstance(entry, dict)
+            and isinstance(name := entry.get("name"), str)
+            and "/" not in name
         }
 
     def path_of(

@@ -161,5 +161,6 @@ class ListWatch(Stream):
 
 
 def _ends_initial_events(bookmark: dict[str, Any]) -> bool:
-    annotations = bookmark["metadata"].get("annotations") or {}
-    return annotations.get(INITIAL_EVENTS_END) == "true"
+    metadata = bookmark.get("metadata")
+    found = metadata.get("annotations") if isinstance(metadata, dict) else None
+    return isinstance(found, dict) and found.get(INITIAL_EVENTS_END) == "true"

@@ -46,14 +46,28 @@ def condition(until: Condition | str) -> Condition:
 
 def _has(item: dict[str, Any], kind: str, status: str) -> bool:
     """Tell whether a condition has a status that is not older than the object."""
-    generation = item["metadata"].get("generation")
-    for entry in (item.get("status") or {}).get("conditions") or ():
+    generation = _inner(item, "metadata").get("generation")
+    for entry in _conditions(item):
         if entry.get("type") != kind or entry.get("status") != status:
             continue
         observed = entry.get("observedGeneration")
-        if observed is None or generation is None or observed >= generation:
+        if not isinstance(observed, int) or not isinstance(generation, int):
+            return True
+        if observed >= generation:
             return True
     return False
+
+
+def _inner(item: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a mapping of an object, {} for another shape, as custom ones may have."""
+    found = item.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _conditions(item: dict[str, Any]) -> list[dict[str, Any]]:
+    found = _inner(item, "status").get("conditions")
+    entries = found if isinstance(found, list) else []
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 def wait_for(
@@ -90,10 +104,9 @@ def wait_for(
 def _seen(item: dict[str, Any] | None, *, synced: bool) -> str:
     if item is None:
         return "there is no such object" if synced else "no answer came"
-    status = item.get("status") or {}
+    status = _inner(item, "status")
     conditions = [
-        f"{entry.get('type')}={entry.get('status')}"
-        for entry in status.get("conditions") or ()
+        f"{entry.get('type')}={entry.get('status')}" for entry in _conditions(item)
     ]
     shown = [str(status["phase"])] if "phase" in status else []
     return escaped(", ".join(shown + conditions) or "it is there", 300)
