@@ -213,6 +213,21 @@ def test_a_request_is_what_it_says(
     assert [] == fake.requests
 
 
+def test_arguments_come_in_the_order_of_the_contract(
+    fake: testing.Server, session: kubetls.Session
+) -> None:
+    """The names stay, and so do their places."""
+    session.patch(f"{PODS}/a", pod("a"), "apply", "me", True)
+    wanted = {"fieldManager": "me", "force": "true"}
+    assert wanted == fake.requests[-1].query
+    with session.request("GET", "/version", None, None, {"a": 1}, True) as response:
+        assert b"v1.36.0" in b"".join(response.stream())
+    list(session.logs("default", "a", "main", False, 5, 60, True, True))
+    wanted = {"container": "main", "tailLines": "5", "sinceSeconds": "60"}
+    wanted |= {"timestamps": "true", "previous": "true"}
+    assert wanted == fake.requests[-1].query
+
+
 def test_warnings_are_logged_once(
     fake: testing.Server, session: kubetls.Session, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -351,10 +366,31 @@ def test_update_gives_up_after_its_attempts(
     assert 3 == of(fake, "PUT")
 
 
-def test_update_refuses_an_unguarded_object(session: kubetls.Session) -> None:
+@pytest.mark.parametrize(
+    "returned", [{"metadata": {"name": "a"}}, {"metadata": 1}, "text", [], True]
+)
+def test_update_refuses_an_unguarded_object(
+    session: kubetls.Session, returned: Any
+) -> None:
     """Without a resourceVersion the put would overwrite what others did."""
     with pytest.raises(kubetls.ConfigError, match="resourceVersion"):
-        session.update(f"{PODS}/a", lambda _: {"metadata": {"name": "a"}})
+        session.update(f"{PODS}/a", lambda _: returned)
+
+
+def test_update_makes_no_change_twice(
+    fake: testing.Server, session: kubetls.Session
+) -> None:
+    """The answer is cut, so the change may have been made: the caller has to know."""
+
+    def count(item: dict[str, Any]) -> None:
+        labels = item["metadata"]["labels"]
+        labels["n"] = str(int(labels.get("n", "0")) + 1)
+
+    fake.cut_next(method="PUT")
+    with pytest.raises(kubetls.ConnectionFailed) as caught:
+        session.update(f"{PODS}/a", count)
+    assert caught.value.sent
+    assert "1" == session.get(f"{PODS}/a")["metadata"]["labels"]["n"]
 
 
 def test_apply_finds_the_path_by_kind(
@@ -415,6 +451,26 @@ def test_wait_sees_a_condition(fake: testing.Server, session: kubetls.Session) -
 
 def ready(status: str) -> dict[str, str]:
     return {"type": "Ready", "status": status}
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"status": "fine"},
+        {"status": {"conditions": {"Ready": "True"}}},
+        {"status": {"conditions": ["Ready", None, {"type": "Ready"}]}},
+    ],
+)
+def test_wait_passes_over_conditions_of_other_shapes(
+    fake: testing.Server, session: kubetls.Session, strange: dict[str, Any]
+) -> None:
+    """A custom resource may have any status; it is not ready by it."""
+    fake.put(pod("a") | strange)
+    with pytest.raises(kubetls.WaitTimeout):
+        session.wait(f"{PODS}/a", "condition=Ready", 0.5)
+    ready = {"type": "Ready", "status": "True", "observedGeneration": "new"}
+    fake.put(pod("a") | {"status": {"conditions": [None, ready]}})
+    assert session.wait(f"{PODS}/a", "condition=Ready", 5)
 
 
 def test_wait_for_deletion_and_creation(

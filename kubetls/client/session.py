@@ -18,7 +18,7 @@ from kubetls.client.logs import log_lines
 from kubetls.client.reading import Reader
 from kubetls.client.retry import Retries
 from kubetls.client.updating import update_object
-from kubetls.client.verbs import Verbs
+from kubetls.client.verbs import Verbs, write_query
 from kubetls.client.waiting import wait_for
 from kubetls.credentials.choose import choose
 from kubetls.credentials.config import Config
@@ -129,7 +129,7 @@ class Session(Verbs):
         Args:
             path: The object's path.
             fn: Changes the dict it is given, or returns another. Called again, on
-                the new state, after a conflict.
+                the new state, after a conflict, so each change is made once.
             attempts: Tries in all.
             dry_run: Validate without doing it.
             field_manager: Name of the writer.
@@ -141,16 +141,16 @@ class Session(Verbs):
 
         Raises:
             Conflict: It was changed by others in between, every time.
-            ConfigError: `fn` took the resourceVersion out.
+            ConnectionFailed: The connection was lost when the change was under way:
+                it may have been made. Not sent again: a conflict with our own change
+                would have `fn` make it twice.
+            ConfigError: `fn` took the resourceVersion out, or returned no object.
         """
-        put = partial(
-            self.put,
-            path,
-            dry_run=dry_run,
-            field_manager=field_manager,
-            query=query,
-            timeout=timeout,
-        )
+        chosen = write_query(query, field_manager, None, dry_run=dry_run)
+
+        def put(wanted: dict[str, Any]) -> dict[str, Any]:
+            return self._verb("PUT", path, body=wanted, query=chosen, timeout=timeout)
+
         get = partial(self.get, path, timeout=timeout)
         return update_object(get, put, fn, attempts)
 
@@ -277,12 +277,11 @@ class Session(Verbs):
         namespace: str,
         pod: str,
         container: str | None = None,
-        *,
-        follow: bool = False,
+        follow: bool = False,  # noqa: FBT001, FBT002 - the contract's order, to the end
         tail: int | None = None,
         since: int | None = None,
-        timestamps: bool = False,
-        previous: bool = False,
+        timestamps: bool = False,  # noqa: FBT001, FBT002
+        previous: bool = False,  # noqa: FBT001, FBT002
     ) -> Iterator[bytes]:
         """Iterate over a container's log lines, without their newlines.
 

@@ -25,7 +25,8 @@ def update_object(
 
     Raises:
         Conflict: Others were faster, every time.
-        ConfigError: `fn` took the resourceVersion out, which tells them apart.
+        ConfigError: `fn` took the resourceVersion out, which tells them apart, or
+            returned no object.
     """
     if type(attempts) is not int or attempts < 1:
         raise ConfigError("attempts", "a whole number of tries, 1 or more")
@@ -33,8 +34,9 @@ def update_object(
         obj = get()
         changed = fn(obj)
         wanted = obj if changed is None else changed
-        if not (wanted.get("metadata") or {}).get("resourceVersion"):
-            reason = "fn returned an object without metadata.resourceVersion"
+        metadata = wanted.get("metadata") if isinstance(wanted, dict) else None
+        if not isinstance(metadata, dict) or not metadata.get("resourceVersion"):
+            reason = "must return None or an object with metadata.resourceVersion"
             raise ConfigError("fn", reason)
         try:
             return put(wanted)

@@ -64,7 +64,7 @@ class Verbs:
                 server's default, Warn, and what it warns of is logged.
             timeout: Replaces the session's timeouts.
         """
-        query = _write_query(query, field_manager, field_validation, dry_run=dry_run)
+        query = write_query(query, field_manager, field_validation, dry_run=dry_run)
         return self._verb("POST", path, body=body, query=query, timeout=timeout)
 
     def put(
@@ -79,7 +79,7 @@ class Verbs:
         timeout: Timeout | None = None,
     ) -> dict[str, Any]:
         """Replace an object; its resourceVersion, if any, is the precondition."""
-        query = _write_query(query, field_manager, field_validation, dry_run=dry_run)
+        query = write_query(query, field_manager, field_validation, dry_run=dry_run)
         metadata = body.get("metadata")
         safe = bool(metadata.get("resourceVersion")) if metadata else False
         return self._verb(
@@ -92,8 +92,8 @@ class Verbs:
         body: Any,
         type: Literal["merge", "json", "strategic", "apply"] = "merge",  # noqa: A002 - the API's own word
         field_manager: str | None = None,
+        force: bool = False,  # noqa: FBT001, FBT002 - the contract's order
         *,
-        force: bool = False,
         query: Query = None,
         dry_run: bool = False,
         field_validation: FieldValidation | None = None,
@@ -108,7 +108,7 @@ class Verbs:
             raise ConfigError("type", f"must be one of {', '.join(PATCH_TYPES)}")
         if type == "apply" and not field_manager:
             raise ConfigError("field_manager", "server-side apply needs one")
-        query = _write_query(query, field_manager, field_validation, dry_run=dry_run)
+        query = write_query(query, field_manager, field_validation, dry_run=dry_run)
         if force:
             query = {**query, "force": "true"}
         headers = {"Content-Type": PATCH_TYPES[type]}
@@ -161,8 +161,8 @@ class Verbs:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
         query: Query = None,
+        stream: bool = False,  # noqa: FBT001, FBT002 - the contract's order
         *,
-        stream: bool = False,
         timeout: Timeout | None = None,
         safe_to_double: bool = False,
     ) -> Response:
@@ -206,13 +206,14 @@ class Verbs:
         raise ProtocolError(path, reason, True)
 
 
-def _write_query(
+def write_query(
     query: Query,
     field_manager: str | None,
     field_validation: FieldValidation | None,
     *,
     dry_run: bool,
 ) -> dict[str, object]:
+    """Return the query parameters of a request that changes something."""
     chosen = dict(query or {})
     if field_validation:
         chosen["fieldValidation"] = field_validation
