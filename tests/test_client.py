@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import signal
 import threading
 import time
+import traceback
 from collections import Counter
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -226,6 +228,37 @@ def test_arguments_come_in_the_order_of_the_contract(
     wanted = {"container": "main", "tailLines": "5", "sinceSeconds": "60"}
     wanted |= {"timestamps": "true", "previous": "true"}
     assert wanted == fake.requests[-1].query
+
+
+class TimeLimitExceeded(Exception):
+    """As task queues raise from a signal handler."""
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_exception_of_a_signal_handler_stays_what_it_is(
+    fake: testing.Server, session: kubetls.Session, *, stream: bool
+) -> None:
+    """Somebody waits for it; and no frame with a header comes along."""
+
+    def interrupt(*_: object) -> None:
+        raise TimeLimitExceeded
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        fake.slow_next(4) if stream else fake.stall_next(4)
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(TimeLimitExceeded) as caught:
+            list(session.request("GET", PODS, stream=stream).stream())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    told = traceback.TracebackException.from_exception(
+        caught.value, capture_locals=True
+    )
+    shown = "".join(told.format())
+    assert "urllib3" not in shown
+    assert str(session.authorization()) not in shown
+    assert session.get(PODS)
 
 
 def test_warnings_are_logged_once(

@@ -186,7 +186,7 @@ class Exchange:
     ) -> Response | KubeTLSError:
         """Make one exchange; errors are returned, so that they hold no frame below."""
         started = time.monotonic()
-        failure: KubeTLSError | None = None
+        failure: Exception | None = None
         response: Response | None = None
         try:
             response = self._sent(request, generation)
@@ -200,6 +200,8 @@ class Exchange:
             self._sending.generation = None
         if response is None or failure is not None:
             assert failure is not None  # one of the two is always set
+            if not isinstance(failure, KubeTLSError):
+                raise failure
             return failure
         logger.debug(
             "%s %s: %d in %.0f ms, audit %s",

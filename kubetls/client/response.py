@@ -96,7 +96,7 @@ class Response:
         return self._parts(lambda: self._raw.read1(CHUNK_BYTES))
 
     def _parts(self, read: Callable[[], bytes]) -> Iterator[bytes]:
-        failure: KubeTLSError | None = None
+        failure: Exception | None = None
         try:
             while part := read():
                 yield part
@@ -140,13 +140,16 @@ class Response:
         return f"<Response {self.status} from {self.server}>"
 
 
-def translated(error: Exception, server: str, *, sent: bool) -> KubeTLSError:
+def translated(error: Exception, server: str, *, sent: bool) -> Exception:
     """Turn what urllib3, http.client or a socket raised into an error of ours.
+
+    What is neither theirs nor Python's own was raised by a signal handler (a task's
+    time limit) and stays what it is.
 
     The result is raised outside the except block that caught the original: the frames
     of a failed send hold the request's header, and the token in it.
     """
-    if isinstance(error, KubeTLSError):
+    if isinstance(error, KubeTLSError) or _is_foreign(error):
         error.__traceback__ = None
         error.__context__ = None
         return error
@@ -159,6 +162,11 @@ def translated(error: Exception, server: str, *, sent: bool) -> KubeTLSError:
     if isinstance(error, _BROKEN) and not _breaks_http(_last(error)):
         return ConnectionFailed(server, f"the connection broke ({_cause(error)})", sent)
     return ProtocolError(server, f"not HTTP as we speak it ({_cause(error)})", sent)
+
+
+def _is_foreign(error: Exception) -> bool:
+    theirs = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
+    return not isinstance(error, theirs) and type(error).__module__ != "builtins"
 
 
 _BROKEN: Final = (
