@@ -6,6 +6,7 @@ never an empty list or half a body taken for an answer.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import threading
@@ -19,6 +20,7 @@ from kubetls.errors import (
     BadRequest,
     ConfigError,
     ConnectionFailed,
+    Expired,
     Forbidden,
     InternalError,
     KubeTLSError,
@@ -225,6 +227,19 @@ def test_body_that_is_no_list_is_an_error(body: bytes, tmp_path: Path) -> None:
     """It never counts as an empty one, and depth is no crash."""
     error = refused(tmp_path, response(body))
     assert isinstance(error, ProtocolError | ConnectionFailed)
+
+
+def test_list_that_expires_again_and_again_ends(tmp_path: Path) -> None:
+    """It begins anew once: a server may page what was asked for as a whole."""
+    numbers = itertools.count()
+
+    def talk(tls: ssl.SSLSocket, request: Request) -> None:
+        metadata = {"continue": f"page-{next(numbers)}"}
+        page = answer({"kind": "PodList", "metadata": metadata, "items": []})
+        more = "continue=" in request.target
+        tls.sendall(refusal(410, "Expired") if more else page)
+
+    assert isinstance(refused(tmp_path, talk), Expired)
 
 
 @pytest.mark.parametrize(

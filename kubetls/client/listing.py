@@ -103,15 +103,16 @@ class Listing(Generic[T]):
     def _pages(self) -> Iterator[tuple[bool, Page[T]]]:
         """Yield the pages, and of each whether it begins the list (again)."""
         token, limit = "", self._limit
-        first = True
+        first, again = True, False
         while True:
             try:
                 page = self._page(limit, token)
             except Expired:
-                if not token:
+                # Once: a server that pages all the same would have no end of it.
+                if not token or again:
                     raise
                 # From here on whole, without pages: that is one consistent snapshot.
-                token, limit, first = "", None, True
+                token, limit, first, again = "", None, True, True
                 continue
             if token and page.continue_token == token:
                 reason = "the same continue token again; the list would never end"
