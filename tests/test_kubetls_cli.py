@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.cluster.pki import ADDRESSES, NAMES, Authority, Pair
 from tests.credential_files import jwt, write_kubeconfig, write_plain
-from tests.servers import Answer, Server, answer, refusal
+from tests.servers import Answer, Server, answer, refusal, response
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -928,3 +928,47 @@ def test_timeout_that_is_none_is_explained(text: str) -> None:
     ran = run("whoami", f"--timeout={text}")
     assert 2 == ran.code
     assert f"'{text}' is no number of seconds" in ran.err
+
+
+@pytest.mark.parametrize("groups", [5, "abc", {"a": 1}, None])
+def test_groups_of_another_shape_are_none(groups: object, tmp_path: Path) -> None:
+    """What answers need not be an API server; its shapes are no traceback."""
+    with Server(GOOD, tmp_path, [review(groups=groups)]) as server:
+        ran = run("whoami", "--kubeconfig", kubeconfig_of(tmp_path, server))
+    assert (0, "") == (ran.code, ran.err)
+    assert "groups     none\n" in ran.out
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        "fine",
+        {"resourceRules": 5},
+        {"resourceRules": {"a": 1}},
+        {"resourceRules": [1, "a", None]},
+        {"resourceRules": [{"verbs": 5, "apiGroups": 6, "resources": 7}]},
+    ],
+)
+def test_rules_of_another_shape_are_none(status: object, tmp_path: Path) -> None:
+    """In the doctor's answer as well."""
+    answers: list[Answer] = [review(), answer({"status": status})]
+    with Server(GOOD, tmp_path, answers) as server:
+        ran = run("doctor", "--kubeconfig", kubeconfig_of(tmp_path, server))
+    assert (0, "") == (ran.code, ran.err)
+    assert "authorization" in ran.out
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        response(b"<html>sign in</html>"),
+        response(b"", "Location: /login", status="302 Found"),
+        review(""),
+    ],
+)
+def test_what_is_no_api_server_is_named_so(given: bytes, tmp_path: Path) -> None:
+    """A portal between answers well enough; no connection is blamed."""
+    with Server(GOOD, tmp_path, [given]) as server:
+        ran = run("doctor", "--kubeconfig", kubeconfig_of(tmp_path, server))
+    assert 3 == ran.code
+    assert "-> what answers is no API server" in ran.out

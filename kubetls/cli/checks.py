@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from kubetls.cli.facts import certificate_facts
-from kubetls.cli.page import Finding, span
+from kubetls.cli.page import Finding, span, texts
 from kubetls.cli.remedies import chain_remedy, request_remedy
 from kubetls.cli.whoami import ANONYMOUS, reviewed_user
 from kubetls.client.paths import path
@@ -214,8 +214,11 @@ def _rules_finding(session: Session, data: dict[str, Any]) -> Finding:
         answered = session.post(path(version, "selfsubjectrulesreviews"), body)
     except KubeTLSError as error:
         return _request_finding("authorization", error)
-    status = answered.get("status") or {}
-    rules = [rule for rule in status.get("resourceRules") or () if rule]
+    found = answered.get("status")
+    status = found if isinstance(found, dict) else {}
+    listed = status.get("resourceRules")
+    entries = listed if isinstance(listed, list) else []
+    rules = [rule for rule in entries if isinstance(rule, dict) and rule]
     data["rules"] = rules
     lines = sorted({_rule(rule) for rule in rules} - {""})
     more = len(lines) - LISTED_RULES
@@ -233,16 +236,16 @@ def _rules_finding(session: Session, data: dict[str, Any]) -> Finding:
 
 def _rule(rule: dict[str, Any]) -> str:
     """Return a rule as text, "" for those that every user has."""
-    groups = [str(group) for group in rule.get("apiGroups") or ()]
+    groups = texts(rule.get("apiGroups"))
     if groups and set(groups) <= {"authorization.k8s.io", "authentication.k8s.io"}:
         return ""
     resources = [
-        f"{resource}.{group}" if group else str(resource)
+        f"{resource}.{group}" if group else resource
         for group in groups
-        for resource in rule.get("resources") or ()
+        for resource in texts(rule.get("resources"))
     ]
-    names = ", ".join(map(str, rule.get("resourceNames") or ()))
-    verbs = ",".join(map(str, rule.get("verbs") or ()))
+    names = ", ".join(texts(rule.get("resourceNames")))
+    verbs = ",".join(texts(rule.get("verbs")))
     return f"{verbs} {', '.join(resources)}" + (f" named {names}" if names else "")
 
 

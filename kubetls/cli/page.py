@@ -100,6 +100,11 @@ def shown_text(text: str) -> str:
     return escaped(text, TEXT_CHARACTERS).replace("\\\\", "\\")
 
 
+def texts(listed: object) -> list[str]:
+    """Return what a server lists as texts; nothing when it lists nothing."""
+    return [str(item) for item in listed] if isinstance(listed, list) else []
+
+
 def span(seconds: float) -> str:
     """Return a length of time as people say it."""
     rest = abs(seconds)

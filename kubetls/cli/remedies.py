@@ -11,8 +11,10 @@ from kubetls.errors import (
     Forbidden,
     KubeTLSError,
     NotFound,
+    ProtocolError,
     TransportError,
     Unauthorized,
+    UnexpectedRedirect,
 )
 
 _OTHER_CA: Final = (
@@ -54,12 +56,17 @@ _OTHER_CREDENTIAL: Final = (
     "the server does not accept the credential: expired, revoked, of another cluster, "
     "or its pod is gone; get a new one"
 )
+_NO_API_SERVER: Final = (
+    "what answers is no API server: see the server's URL, and for proxies in between"
+)
 _REQUEST_REMEDIES: Final = (
     (Unauthorized, _OTHER_CREDENTIAL),
     (Forbidden, "grant the missing verb by a Role and a RoleBinding"),
     (NotFound, "the server is older than Kubernetes 1.28, or is no API server"),
     (ApiError, "the server is in trouble: see its own log"),
     (ConnectTimeout, "a firewall or a NetworkPolicy drops what is sent there"),
+    (ProtocolError, _NO_API_SERVER),
+    (UnexpectedRedirect, _NO_API_SERVER),
     (TransportError, "something between here and there ends connections"),
 )
 

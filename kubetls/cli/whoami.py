@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from kubetls.cli.page import Answer, Exit, span
+from kubetls.cli.page import Answer, Exit, span, texts
 from kubetls.client.limits import Timeout
 from kubetls.client.paths import path
 from kubetls.client.retry import Retries
@@ -45,7 +45,8 @@ def reviewed_user(session: Session) -> dict[str, Any]:
     answered = session.post(path(REVIEW, "selfsubjectreviews"), body)
     status = answered.get("status")
     user = status.get("userInfo") if isinstance(status, dict) else None
-    if not isinstance(user, dict) or not isinstance(user.get("username"), str):
+    name = user.get("username") if isinstance(user, dict) else None
+    if not isinstance(user, dict) or not isinstance(name, str) or not name:
         raise ProtocolError(
             session.server, "no username in its SelfSubjectReview", True
         )
@@ -98,7 +99,7 @@ def _add_user(answer: Answer, user: dict[str, Any]) -> None:
     answer.add(f"user       {user['username']}")
     if user.get("uid"):
         answer.add(f"uid        {user['uid']}")
-    answer.add(f"groups     {', '.join(map(str, user.get('groups') or ())) or 'none'}")
+    answer.add(f"groups     {', '.join(texts(user.get('groups'))) or 'none'}")
 
 
 def _add_place(answer: Answer) -> None:
