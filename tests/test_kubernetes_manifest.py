@@ -157,6 +157,42 @@ def test_env_option_beats_the_manifest_which_beats_the_app() -> None:
     assert "1" == found["PYTHONFAULTHANDLER"]
 
 
+def test_words_of_the_user_are_no_fields() -> None:
+    """A label may be called env, and an attribute of a volume, too."""
+    words = {"env": "prod", "volumes": "x"}
+    driver = {"driver": "d", "volumeAttributes": words}
+    pod = made(
+        manifest={
+            "metadata": {"labels": words, "annotations": words},
+            "spec": {
+                "nodeSelector": words,
+                "volumes": [{"name": "v", "csi": driver}],
+                "containers": [{"volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
+            },
+        }
+    )
+    (volume,) = [v for v in pod["spec"]["volumes"] if v["name"] == "v"]
+    assert driver == volume["csi"]
+    assert {"pool": "cpu", **words} == pod["spec"]["nodeSelector"]
+    for field in ("labels", "annotations"):
+        assert words.items() <= pod["metadata"][field].items()
+
+
+def test_anchors_and_merge_keys_of_yaml_are_understood() -> None:
+    """What a merge key brings may be said again beside it."""
+    pod = made(
+        manifest="""
+metadata:
+  annotations: &one {x: "1", y: "1"}
+  labels: {<<: *one, y: "2"}
+spec:
+  nodeSelector: {<<: *one, x: "3"}
+"""
+    )
+    assert {"x": "1", "y": "2"}.items() <= pod["metadata"]["labels"].items()
+    assert {"pool": "cpu", "x": "3", "y": "1"} == pod["spec"]["nodeSelector"]
+
+
 def test_another_source_replaces_a_variable_or_a_volume() -> None:
     """A variable has one source and a volume one kind."""
     reference = {"secretKeyRef": {"name": "s", "key": "k"}}

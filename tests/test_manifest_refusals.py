@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 
 from flame_backend.errors import ManifestError
 from tests.runner_manifests import made
+
+
+def _adds(capabilities: Any) -> dict[str, Any]:
+    context = {"capabilities": {"add": capabilities}}
+    return {"name": "i", "securityContext": context}
+
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "callback": (lambda pod, app: {}[1], "KeyError"),
@@ -99,6 +106,62 @@ REFUSED: dict[str, tuple[Any, str]] = {
         r"env\[A\].value: must be text",
     ),
     "number as a label": ("metadata: {labels: {a: 5}}", r"labels\[a\]: must be text"),
+    "key that stands twice": (
+        "spec: {nodeSelector: {a: b}}\nspec: {tolerations: []}",
+        r"the key spec stands twice \(line 2\)",
+    ),
+    "key of a merge that stands twice": (
+        "metadata: {labels: &a {x: y}}\nspec: {nodeSelector: {<<: *a, z: q, z: r}}",
+        "the key z stands twice",
+    ),
+    "several documents": ("{}\n---\n{}", "one document"),
+    "13th month": ("metadata: {annotations: {d: 2026-13-01}}", "not YAML: month"),
+    "number that is none": ("a: !!int x", "not YAML: invalid literal"),
+    "deep YAML": ("[" * 5000 + "]" * 5000, "not YAML: maximum recursion"),
+    "aliases of aliases": (
+        "a0: &a0 [x, x]\n"
+        + "".join(f"a{n + 1}: &a{n + 1} [*a{n}, *a{n}]\n" for n in range(40)),
+        "1000000th value",
+    ),
+    "callback that exits": (lambda pod, app: sys.exit(3), "SystemExit: 3"),
+    "number of many digits": ({"spec": {"x": 2**63}}, "spec.x: .*64 bits"),
+    "volume that stands twice": (
+        {"spec": {"volumes": [{"name": "v", "emptyDir": {}}, {"name": "v"}]}},
+        r"volumes\[v\]: stands twice",
+    ),
+    "mount of no volume": (
+        {
+            "spec": {
+                "volumes": [{"name": "scratch", "emptyDir": {}}],
+                "containers": [
+                    {"volumeMounts": [{"name": "scrtch", "mountPath": "/s"}]}
+                ],
+            }
+        },
+        r"volumeMounts\[/s\]: there is no volume 'scrtch'",
+    ),
+    "mount of an init container": (
+        {
+            "spec": {
+                "initContainers": [{"name": "i", "volumeMounts": [{"mountPath": "/s"}]}]
+            }
+        },
+        r"initContainers\[i\].volumeMounts\[/s\]: there is no volume None",
+    ),
+    "shape of capabilities": (
+        {"spec": {"containers": [{"securityContext": {"capabilities": ["X"]}}]}},
+        r"containers\[0\].securityContext.capabilities: must be a mapping",
+    ),
+    "shape of added capabilities": (
+        {"spec": {"initContainers": [_adds("SYS_ADMIN")]}},
+        r"initContainers\[0\].securityContext.capabilities.add: must be a list",
+    ),
+    "shape of a profile": (
+        {"spec": {"securityContext": {"seccompProfile": "RuntimeDefault"}}},
+        "spec.securityContext.seccompProfile: must be a mapping",
+    ),
+    "shape of sysctls": ({"spec": {"securityContext": {"sysctls": ["x"]}}}, "sysctls"),
+    "shape of ports": ({"spec": {"containers": [{"ports": [80]}]}}, r"ports\[0\]"),
     "directive": ({"spec": {"nodeSelector": {"$patch": "replace"}}}, "None deletes"),
     "other directive": (
         {"spec": {"volumes": [{"name": "data", "$patch": "replace"}]}},

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import kubetls
-from flame_backend.backends.kubernetes.merging import plain
 from flame_backend.backends.kubernetes.own_pod import own_pod
+from flame_backend.backends.kubernetes.yaml_text import parsed
 from flame_backend.errors import ConfigurationError
 from flame_backend.version import VERSION
 
@@ -90,7 +90,7 @@ def parent_from_file(name: str, namespace: str | None) -> dict[str, Any]:
 
 
 def _documents(name: str) -> Iterator[dict[str, Any]]:
-    for document in parsed_yaml(read_text(name), name):
+    for document in parsed(read_text(name), name):
         if isinstance(document, dict) and document.get("kind") == "List":
             yield from (item for item in document.get("items") or ())
         elif isinstance(document, dict):
@@ -107,21 +107,6 @@ def read_text(name: str) -> str:
         return sys.stdin.read() if name == "-" else Path(name).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(name, f"cannot be read: {error}") from error
-
-
-def parsed_yaml(text: str, name: str) -> list[Any]:
-    """Parse YAML documents into what JSON can say.
-
-    Raises:
-        ConfigurationError: It is no YAML, or says what JSON cannot.
-    """
-    import yaml
-
-    try:
-        return [plain(document, name) for document in yaml.safe_load_all(text)]
-    except yaml.YAMLError as error:
-        words = " ".join(str(error).split())
-        raise ConfigurationError(name, f"not YAML: {words}") from error
 
 
 def _template(document: dict[str, Any]) -> dict[str, Any] | None:

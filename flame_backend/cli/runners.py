@@ -15,11 +15,11 @@ from flame_backend.backends.kubernetes.manifest import (
     RunnerOptions,
     stages,
 )
+from flame_backend.backends.kubernetes.yaml_text import parsed
 from flame_backend.cli.cluster import (
     in_pod,
     parent_from_cluster,
     parent_from_file,
-    parsed_yaml,
     read_text,
 )
 from flame_backend.errors import ConfigurationError
@@ -189,7 +189,7 @@ def _env(words: list[str]) -> dict[str, str | None]:
 def _resources(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
-    found = parsed_yaml(text, "--resources")
+    found = parsed(text, "--resources")
     if len(found) != 1 or not isinstance(found[0], dict):
         raise ConfigurationError("--resources", 'a mapping: "limits: {memory: 2Gi}"')
     return found[0]

@@ -21,6 +21,7 @@ from flame_backend.backends.kubernetes.hardening import (
     settle_escalation,
 )
 from flame_backend.backends.kubernetes.merging import merged, plain
+from flame_backend.backends.kubernetes.mounts import settle_volumes
 from flame_backend.backends.kubernetes.pod_template import (
     RUNNER_CONTAINER,
     app_container,
@@ -38,6 +39,7 @@ from flame_backend.backends.kubernetes.refusals import (
     refuse_forbidden,
     refuse_variable,
 )
+from flame_backend.backends.kubernetes.yaml_text import parsed
 from flame_backend.errors import ManifestError
 
 if TYPE_CHECKING:
@@ -191,7 +193,7 @@ def _steps(
     _set_defaults(pod)
     yield "default", pod
     pod = merged(pod, _aimed(user), "manifest")
-    _settle(pod)
+    _settle(pod, user)
     yield "manifest", pod
     _apply_options(pod, options)
     yield "option", pod
@@ -215,7 +217,10 @@ def _user_manifest(
     if callable(manifest):
         found = _called(manifest, parent, container)
     if isinstance(found, str):
-        found = _parsed(found)
+        documents = parsed(found, "manifest")
+        if len(documents) > 1:
+            raise ManifestError("manifest", "must be one document")
+        found = documents[0] if documents else None
     found = plain(found, "manifest")
     if not isinstance(found, dict):
         raise ManifestError("manifest", "must be a mapping")
@@ -229,19 +234,10 @@ def _called(
 ) -> object:
     try:
         return callback(copy.deepcopy(parent), copy.deepcopy(container))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        # In a worker's thread nothing would be heard of an exit.
         reason = f"the callback raised {type(error).__name__}: {error}"
         raise ManifestError("manifest", reason) from error
-
-
-def _parsed(text: str) -> object:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        words = " ".join(str(error).split())
-        raise ManifestError("manifest", f"not YAML: {words}") from error
 
 
 def _aimed(user: dict[str, Any]) -> dict[str, Any]:
@@ -264,29 +260,13 @@ def _set_defaults(pod: dict[str, Any]) -> None:
     pod["metadata"]["annotations"] = dict(_DEFAULT_ANNOTATIONS)
 
 
-def _settle(pod: dict[str, Any]) -> None:
+def _settle(pod: dict[str, Any], user: dict[str, Any]) -> None:
     """Follow up on what the manifest took out and put in."""
     if not _runner(pod).get("image"):
         reason = "a runner needs an image"
         raise ManifestError("manifest.spec.containers[0].image", reason)
     settle_escalation(pod)
-    spec = pod["spec"]
-    containers = [*(spec.get("initContainers") or ()), *spec["containers"]]
-    mounted = {
-        entry["name"]
-        for container in containers
-        for field in ("volumeMounts", "volumeDevices")
-        for entry in container.get(field) or ()
-        if "name" in entry
-    }
-    # An unused volume would still be attached, and may be one a webhook adds again.
-    there = [v for v in spec.get("volumes") or () if v["name"] in mounted]
-    spec["volumes"] = there
-    known = {volume["name"] for volume in there}
-    for container in containers:
-        mounts = container.get("volumeMounts")
-        if mounts is not None:
-            container["volumeMounts"] = [m for m in mounts if m.get("name") in known]
+    settle_volumes(pod["spec"], user.get("spec") or {})
 
 
 def _apply_options(pod: dict[str, Any], options: RunnerOptions) -> None:

@@ -6,11 +6,15 @@ replaced. Pure: what was passed in is never changed, and nothing of it is shared
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.errors import ManifestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MERGE_KEYS: Final = {
     "containers": "name",
@@ -28,35 +32,56 @@ MERGE_KEYS: Final = {
 # one replaces it. kubectl calls it retainKeys.
 _WHOLE: Final = frozenset({"env", "volumes"})
 
+# Mappings whose keys are the user's words: a label may be called env.
+_WORDS: Final = frozenset(
+    {"labels", "annotations", "matchLabels", "nodeSelector", "volumeAttributes"}
+)
+
 DIRECTIVE: Final = "$patch"
 """kubectl's own word: `$patch: delete` in an item takes it out of its list."""
 
 DEPTH: Final = 64
 """Deeper than any pod is; a mapping that holds itself ends here."""
 
+VALUES: Final = 1_000_000
+"""More than any list of pods has; a few aliases of YAML can stand for billions."""
 
-def plain(value: Any, where: str, depth: int = 0) -> Any:
+
+def plain(value: Any, where: str) -> Any:
     """Return a copy of what JSON can say.
 
     Args:
         value: The user's mapping, list or scalar.
         where: Its path, for errors.
-        depth: How deep it stands.
 
     Raises:
         ManifestError: Something in it has no JSON; names its path.
     """
-    if depth > DEPTH:
+    return _plain(value, where, DEPTH, itertools.count(1))
+
+
+def _plain(value: Any, where: str, depth: int, count: Iterator[int]) -> Any:
+    if depth < 0:
         raise ManifestError(where, f"is nested more than {DEPTH} levels deep")
+    if next(count) > VALUES:
+        raise ManifestError(where, f"is the {VALUES}th value, and not the last")
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
                 raise ManifestError(where, f"the key {key!r} is no text; quote it")
-        return {k: plain(v, f"{where}.{k}", depth + 1) for k, v in value.items()}
+        return {
+            key: _plain(inner, f"{where}.{key}", depth - 1, count)
+            for key, inner in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [plain(v, f"{where}[{n}]", depth + 1) for n, v in enumerate(value)]
+        return [
+            _plain(inner, f"{where}[{number}]", depth - 1, count)
+            for number, inner in enumerate(value)
+        ]
     if isinstance(value, float) and not math.isfinite(value):
         raise ManifestError(where, f"{value} is no number in JSON")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ManifestError(where, "is a number of more than 64 bits")
     if value is None or isinstance(value, str | bool | int | float):
         return value
     raise ManifestError(
@@ -64,13 +89,14 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
     )
 
 
-def merged(base: Any, patch: Any, where: str) -> Any:
+def merged(base: Any, patch: Any, where: str, field: str = "") -> Any:
     """Return base with the patch laid over it; both come from `plain`.
 
     Args:
         base: What is there; None when nothing is.
         patch: What the user wants; None in a mapping deletes.
         where: Path of the patch, for errors.
+        field: What it is the value of; "" for the whole.
 
     Raises:
         ManifestError: The patch has another shape than what it changes.
@@ -87,10 +113,10 @@ def merged(base: Any, patch: Any, where: str) -> Any:
         place = f"{where}.{key}"
         if value is None:
             result.pop(key, None)
-        elif key in MERGE_KEYS:
+        elif key in MERGE_KEYS and field not in _WORDS:
             result[key] = _merged_list(result.get(key) or [], value, key, place)
         else:
-            result[key] = merged(result.get(key), value, place)
+            result[key] = merged(result.get(key), value, place, key)
     return result
 
 
@@ -100,10 +126,15 @@ def _merged_list(base: list[Any], patch: Any, field: str, where: str) -> list[An
         raise ManifestError(where, "must be a list")
     key = MERGE_KEYS[field]
     result = {item[key]: item for item in base}
+    said: set[str] = set()
     for number, item in enumerate(patch):
         if not isinstance(item, dict) or not isinstance(item.get(key), str):
             raise ManifestError(f"{where}[{number}]", f"needs a {key}")
         name, place = item[key], f"{where}[{item[key]}]"
+        # Of variables the last one counts, everywhere in Kubernetes.
+        if name in said and field != "env":
+            raise ManifestError(place, "stands twice")
+        said.add(name)
         if _deletes(item, key, field, place):
             result.pop(name, None)
         elif field in _WHOLE:

@@ -1,0 +1,66 @@
+"""Volumes and their mounts after the manifest has its say. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from flame_backend.backends.kubernetes.merging import DIRECTIVE, MERGE_KEYS
+from flame_backend.errors import ManifestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_FIELDS: Final = ("volumeMounts", "volumeDevices")
+
+
+def settle_volumes(spec: dict[str, Any], user: dict[str, Any]) -> None:
+    """Keep the volumes that are mounted and the mounts that have a volume.
+
+    A volume that was taken out takes its inherited mounts along; one that nothing
+    mounts would still be attached, and may be one that a webhook adds again.
+
+    Args:
+        spec: The pod's, ours to change.
+        user: The manifest's spec.
+
+    Raises:
+        ManifestError: The manifest itself mounts what there is not.
+    """
+    containers = list(_containers(spec))
+    mounted = {
+        entry["name"]
+        for _, container in containers
+        for field in _FIELDS
+        for entry in container.get(field) or ()
+        if "name" in entry
+    }
+    there = [v for v in spec.get("volumes") or () if v["name"] in mounted]
+    spec["volumes"] = there
+    known = {volume["name"] for volume in there}
+    said = set(_said(user))
+    for where, container in containers:
+        for field in _FIELDS:
+            entries = container.get(field)
+            if entries is None:
+                continue
+            container[field] = [e for e in entries if e.get("name") in known]
+            for entry in entries:
+                place = f"{where}.{field}[{entry[MERGE_KEYS[field]]}]"
+                if entry.get("name") not in known and place in said:
+                    reason = f"there is no volume {entry.get('name')!r}"
+                    raise ManifestError(f"manifest.spec.{place}", reason)
+
+
+def _said(user: dict[str, Any]) -> Iterator[str]:
+    """Yield the places of the mounts that the manifest names."""
+    for where, container in _containers(user):
+        for field in _FIELDS:
+            for entry in container.get(field) or ():
+                if DIRECTIVE not in entry:
+                    yield f"{where}.{field}[{entry[MERGE_KEYS[field]]}]"
+
+
+def _containers(spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for field in ("initContainers", "containers"):
+        for container in spec.get(field) or ():
+            yield f"{field}[{container['name']}]", container
