@@ -61,6 +61,8 @@ class Table:
     def manifest(self, name: str) -> dict[str, Any]:
         if name == "bad":
             raise ManifestError("manifest.spec", "no")
+        if name == "odd":
+            raise OverflowError("too large")
         return {"metadata": {"name": name, "annotations": {}}}
 
     def create(self, found: dict[str, Any]) -> str:
@@ -277,6 +279,14 @@ def test_manifest_that_cannot_be_made_fails_the_boot(world: World) -> None:
     world.boot("bad")
     assert "manifest.spec" in str(world.end_of("bad"))
     assert 0 == world.table.posts
+
+
+def test_whatever_keeps_a_pod_from_being_posted_fails_the_boot(world: World) -> None:
+    """At once and with words, instead of a boot of which nothing is heard."""
+    world.boot("odd")
+    error = world.end_of("odd")
+    assert isinstance(error, BootDenied)
+    assert "OverflowError: too large" in str(error)
 
 
 def test_boot_given_up_while_its_post_is_under_way_leaves_no_pod(

@@ -182,6 +182,11 @@ class Lifecycle:
             self._not_created(runner, FULL, None)
         except FlameError as error:
             self.fail(runner, BootDenied(runner.name, "create", str(error)))
+        except Exception as error:
+            # Nothing will change by itself, and nobody reads what a worker says.
+            logger.exception("%s is not posted", runner.name)
+            words = f"its pod cannot be posted: {type(error).__name__}: {error}"
+            self.fail(runner, BootDenied(runner.name, "create", words))
         else:
             self._created(runner, uid)
 
