@@ -168,7 +168,7 @@ BOOT_ENDS: dict[str, tuple[dict[str, Any], type[BootError], str]] = {
     ),
     "refused": (pod(ended(11)), AuthRefused, "connect"),
     "another version": (pod(ended(12)), VersionSkew, "connect"),
-    "init": (pod(init={"state": ended(1)}), BootError, "init"),
+    "init": (pod(init={"state": ended(1)}, phase="Failed"), BootError, "init"),
     "no room": (pod(phase="Failed", reason="OutOfpods"), BootError, "schedule"),
 }  # fmt: skip
 
@@ -200,7 +200,10 @@ def test_pod_that_lives_has_no_end(given: dict[str, Any]) -> None:
 
 
 def test_end_of_a_sidecar_is_not_the_runners() -> None:
-    """Only the runner's own container says how the runner ended."""
+    """Only the runner's own container says how; a sidecar is started again."""
+    for phase in ("Pending", "Running"):
+        beside = pod(waits("PodInitializing"), init={"state": ended(1)}, phase=phase)
+        assert end_of(beside) is None
     given = pod({"running": {}}, READY, phase="Running")
     given["status"]["containerStatuses"][0]["state"] = ended(137, "OOMKilled")
     assert end_of(given) is None

@@ -79,6 +79,15 @@ WAITING: dict[str, tuple[dict[str, Any], Told, str, str, float | None, bool]] = 
         pod(waits("ContainerCreating")), (PULLING, {"reason": "Pulled"}),
         "ContainerCreating", "start", None, False,
     ),
+    "image there, container being made": (
+        pod(waits("ContainerCreating"), SANDBOX), (PULLING, {"reason": "Pulled"}),
+        "ContainerCreating", "start", None, False,
+    ),
+    "volume mounted in the end": (
+        pod(waits("ContainerCreating"), SANDBOX),
+        ({"reason": "FailedMount"}, {"reason": "Pulled"}),
+        "ContainerCreating", "start", None, False,
+    ),
     "volume not mounted": (
         pod(waits("ContainerCreating")),
         ({"reason": "FailedMount", "message": 'secret "s" not found'},),
@@ -115,6 +124,13 @@ WAITING: dict[str, tuple[dict[str, Any], Told, str, str, float | None, bool]] = 
     "init container's image": (
         pod(waits("PodInitializing"), init={"state": waits("ImagePullBackOff")}), (),
         "ImagePull", "pull", 30.0, False,
+    ),
+    "sidecar of the init kind crashes": (
+        pod(
+            waits("PodInitializing"), SANDBOX,
+            init={"state": waits("CrashLoopBackOff", "back-off 10s restarting")},
+        ), (),
+        "InitContainer", "init", None, False,
     ),
     "sidecar of the init kind runs": (
         pod({"running": {}}, init={"state": {"running": {}}, "started": True}), (),

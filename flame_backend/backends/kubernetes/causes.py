@@ -290,6 +290,12 @@ def _signal(ended: dict[str, Any], code: int | None) -> int | None:
 
 
 def _init_end(status: dict[str, Any]) -> Cause | None:
+    """Return which init container failed, of a pod that has failed with it.
+
+    While the pod goes on it was a sidecar, which is started again.
+    """
+    if status.get("phase") != "Failed":
+        return None
     for container in status.get("initContainerStatuses") or ():
         ended = (container.get("state") or {}).get("terminated")
         if ended is None or not ended.get("exitCode"):

@@ -33,6 +33,7 @@ CONFIG_SECONDS: Final = 5.0
 
 _NEVER_PULLED: Final = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 _BACKOFF: Final = "ImagePullBackOff"
+_AGAIN: Final = "CrashLoopBackOff"
 _PULL: Final = frozenset(
     {
         "ErrImagePull",
@@ -137,7 +138,11 @@ def _init(container: dict[str, Any]) -> Waiting | None:
     if state.get("running") is not None and not container.get("started"):
         words = f"init container {name} runs"
         return Waiting(Cause(name="InitContainer", words=words, phase="init"))
-    return _trouble(state.get("waiting") or {}, f"init container {name}: ")
+    waiting = state.get("waiting") or {}
+    if waiting.get("reason") == _AGAIN:  # a sidecar; others fail their pod
+        words = f"init container {name}: {words_of(waiting)}"
+        return Waiting(Cause(name="InitContainer", words=words, phase="init"))
+    return _trouble(waiting, f"init container {name}: ")
 
 
 def _trouble(state: dict[str, Any], prefix: str = "") -> Waiting | None:
@@ -164,19 +169,18 @@ def _creating(
     """Return what goes on before there is a container: sandbox, volumes, image."""
     told = _last(events, frozenset(_TOLD_BY_EVENTS))
     pulling = _last(events, frozenset({"Pulling", "Pulled", "Failed"}))
-    # Network and volumes are there, the container is not: its image is being pulled.
+    # Network and volumes are there, the container is not: its image is being pulled,
+    # unless its events tell more.
     ready = any(
         condition.get("type") == "PodReadyToStartContainers"
         and condition.get("status") == "True"
         for condition in status.get("conditions") or ()
     )
-    if ready or (pulling is not None and pulling["reason"] == "Pulling"):
-        words = "its image is being pulled"
-        if pulling is not None and pulling["reason"] == "Pulling":
-            words = words_of(pulling)
+    if pulling["reason"] == "Pulling" if pulling is not None else ready:
+        words = "its image is being pulled" if pulling is None else words_of(pulling)
         cause = Cause(name="ImagePull", words=words, phase="pull", kind=BootTimeout)
         return Waiting(cause, still=True)
-    if told is not None:
+    if told is not None and not ready:
         name = _TOLD_BY_EVENTS[told["reason"]]
         return Waiting(Cause(name=name, words=words_of(told)))
     words = words_of(state) or "its node has not begun with it"
