@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from typing import Any
 
 import pytest
 
-from flame_backend.cli import output
+import kubetls
+from flame_backend.cli import listing, main, output
 from flame_backend.cli.doctor import selects
 from flame_backend.cli.listing import cause_of, described, orphans
+from kubetls import testing
+from tests.runner_manifests import PARENT, made
 
 NOW = dt.datetime(2026, 1, 2, 12, tzinfo=dt.UTC)
 
@@ -119,6 +123,40 @@ def test_only_runners_that_are_over_and_have_no_parent_are_swept(
     """A pod that runs ends by itself; a parent may still want an ended one."""
     pod = runner_pod(phase, metadata=metadata)
     assert expected == bool(orphans([pod], alive, NOW))
+
+
+def test_runner_that_names_no_parent_is_left() -> None:
+    """Nobody has said that its parent is gone."""
+    nameless = runner_pod("Failed", metadata={"ownerReferences": None})
+    assert [] == orphans([nameless], set(), NOW)
+
+
+def test_parent_of_another_namespace_is_asked_for_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ended runner is its parent's to look at while that lives, wherever it does."""
+    parent = {**PARENT, "apiVersion": "v1", "kind": "Pod"}
+    with testing.server() as server:
+        parent = server.put({**parent, "status": {"phase": "Running"}})
+        ended = made(parent, owner_reference=False)
+        ended["metadata"]["namespace"] = "runners"
+        server.put({**ended, "status": {"phase": "Failed"}})
+        monkeypatch.setattr(
+            listing,
+            "open_session",
+            lambda _: kubetls.session(server.config, namespace="runners"),
+        )
+        assert [] == swept(capsys)
+        server.fail_next(403, path="/api/v1/namespaces/apps/pods")
+        assert 4 == main(["sweep", "--json"])
+        server.delete(parent)
+        assert ["pool-abc"] == swept(capsys)
+
+
+def swept(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run sweep and return the names that it deleted."""
+    assert 0 == main(["sweep", "--json"])
+    return json.loads(capsys.readouterr().out)["deleted"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import kubetls
 from flame_backend.backends.kubernetes.causes import end_of, silence_of
 from flame_backend.backends.kubernetes.leftovers import is_left_over
-from flame_backend.backends.kubernetes.manifest import LABEL
+from flame_backend.backends.kubernetes.manifest import LABEL, PARENT_NAMESPACE
 from flame_backend.backends.kubernetes.waiting import waiting_for
 from flame_backend.cli import output
 from flame_backend.cli.cluster import add_cluster_options, open_session
@@ -116,11 +116,9 @@ def sweep(args: argparse.Namespace) -> int:
     with open_session(args) as session:
         pods = _runner_pods(session, session.namespace, args.pool)
         path = kubetls.path("v1", "pods", namespace=session.namespace)
-        alive = {
-            pod["metadata"]["uid"]
-            for pod in session.list(path)
-            if (pod.get("status") or {}).get("phase") not in ENDED
-        }
+        # A parent may live elsewhere: where that cannot be seen, nothing is deleted.
+        homes = {parent_namespace(pod) for pod in pods}
+        alive = {uid for home in sorted(homes) for uid in _alive(session, home)}
         left = orphans(pods, alive, dt.datetime.now(dt.UTC))
         gone = [] if args.dry_run else [r for r in left if _deleted(session, path, r)]
     if args.json:
@@ -146,7 +144,25 @@ def orphans(
         now: The time.
     """
     over = [described(pod, now) for pod in pods if is_left_over(pod, now)]
-    return [runner for runner in over if runner.parent_uid not in alive]
+    # One that names no parent is not known to have none.
+    return [runner for runner in over if runner.parent_uid not in {"", *alive}]
+
+
+def parent_namespace(pod: dict[str, Any]) -> str:
+    """Return where a runner's parent lives."""
+    metadata = pod["metadata"]
+    annotations = metadata.get("annotations") or {}
+    return str(annotations.get(PARENT_NAMESPACE) or metadata["namespace"])
+
+
+def _alive(session: kubetls.Session, namespace: str) -> set[str]:
+    """Return the UIDs of the pods that have not ended."""
+    pods = session.list(kubetls.path("v1", "pods", namespace=namespace))
+    return {
+        str(pod["metadata"]["uid"])
+        for pod in pods
+        if (pod.get("status") or {}).get("phase") not in ENDED
+    }
 
 
 def _deleted(session: kubetls.Session, pods: str, runner: Found) -> bool:

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LABEL",
+    "PARENT_NAMESPACE",
     "TOKEN_PATH",
     "TOKEN_SECONDS",
     "RunnerIdentity",
@@ -68,6 +69,9 @@ TOKEN_SECONDS: Final = 600
 """The shortest life the API server grants a projected token."""
 
 TOKEN_PATH: Final = f"{TOKEN_FOLDER}/token"
+
+PARENT_NAMESPACE: Final = f"{LABEL}/parent-namespace"
+"""Annotation: where the parent's pod is."""
 
 # The tail of a crashed process' output is the answer to most questions.
 _DEFAULT_ENV: Final = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
@@ -370,6 +374,8 @@ def _force_parent(metadata: dict[str, Any], parent: dict[str, Any]) -> None:
     # For people, and for sweeps of runners that have no owner.
     name, uid = parent["metadata"]["name"], parent["metadata"]["uid"]
     ours = {f"{LABEL}/parent": name, f"{LABEL}/parent-uid": uid}
+    # Of another namespace than theirs, perhaps.
+    ours[PARENT_NAMESPACE] = str(parent["metadata"].get("namespace") or "")
     metadata["annotations"].update(ours)
 
 
