@@ -115,6 +115,11 @@ WRONG_CLAIMS: dict[str, dict[str, Any]] = {
     "bound to a Secret": {"kubernetes.io": bound(secret={"name": "s"})},
     "another namespace": {"kubernetes.io": bound(namespace="other")},
     "another account": {"kubernetes.io": bound(serviceaccount={"name": "other"})},
+    "account without UID": {"kubernetes.io": bound(serviceaccount={"name": "app"})},
+    "account with another UID": {
+        "kubernetes.io": bound(serviceaccount={"name": "app", "uid": 5})
+    },
+    "id as number": {"jti": 5},
     "no kubernetes claims": {"kubernetes.io": None},
 }
 
@@ -144,6 +149,7 @@ def padded_signature() -> str:
 def forged() -> dict[str, str]:
     """Return tokens whose signature or header is the attack."""
     head, body, signature = sign(claims()).split(".")
+    plain = {"alg": "RS256", "kid": "rsa"}
     twice = b'{"alg":"RS256","kid":"x","kid":"rsa","typ":"JWT"}'
     public = jwk(STRANGER, "rsa", "RS256")
     double = json.dumps(claims())[:-1] + ', "iss": "https://issuer.example"}'
@@ -167,6 +173,8 @@ def forged() -> dict[str, str]:
         "certificate by URL": sign(claims(), STRANGER, x5u="https://evil.example/c"),
         "kid that is a path": sign(claims(), kid="../../dev/null"),
         "kid that is a list": f"{part({'alg': 'RS256', 'kid': ['rsa']})}.{body}.AA",
+        "alg that is a list": f"{part({'alg': ['RS256'], 'kid': 'rsa'})}.{body}.AA",
+        "typ that is an object": f"{part({**plain, 'typ': {}})}.{body}.AA",
         "kid that is empty": sign(claims(), kid=""),
         "kid twice": f"{part(twice)}.{body}.{signature}",
         "compressed": sign(claims(), zip="DEF"),

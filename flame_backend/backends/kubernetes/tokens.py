@@ -62,9 +62,10 @@ def key_id(token: str) -> str:
         LinkUnauthenticated: The header is not one the API server writes.
     """
     header = _json(_parts(token)[0], "header")
-    if header.get("alg") not in ALGORITHMS:
+    # As text: what is no text may have no hash, and is none of these.
+    if str(header.get("alg")) not in ALGORITHMS:
         _refuse("alg")
-    if header.get("typ") not in {None, "JWT"}:
+    if header.get("typ") is not None and str(header["typ"]) != "JWT":
         _refuse("typ")
     if any(name in header for name in _REFUSED_HEADERS):
         _refuse("a header that brings its own key or rules")
@@ -242,6 +243,7 @@ def _check_subject(claims: dict[str, Any], expected: ExpectedClaims) -> None:
         "sub": (claims.get("sub"), subject),
         "namespace": (kubernetes.get("namespace"), expected.namespace),
         "serviceaccount": (account.get("name"), expected.service_account),
+        "serviceaccount.uid": (account.get("uid"), account.get("uid")),
         "pod.name": (pod.get("name"), expected.pod),
         "pod.uid": (pod.get("uid"), expected.uid or pod.get("uid")),
     }
@@ -255,6 +257,8 @@ def _check_subject(claims: dict[str, Any], expected: ExpectedClaims) -> None:
             _refuse(name)
     if claims.get("aud") != [expected.audience]:
         _refuse("aud")
+    if not isinstance(claims.get("jti", ""), str):
+        _refuse("jti")
 
 
 def check_review(status: object, expected: ExpectedClaims) -> None:
