@@ -140,6 +140,7 @@ TABLE = {
     "flame_backend.backends.kubernetes.refusals": "rules",
     "flame_backend.backends.kubernetes.pods": "edges",
     "flame_backend.backends.kubernetes.seen_pod": "values",
+    "flame_backend.backends.kubernetes.shapes": "values",
     "flame_backend.backends.kubernetes.shared": "edges",
     "flame_backend.backends.kubernetes.tokens": "rules",
     "flame_backend.backends.kubernetes.waiting": "rules",

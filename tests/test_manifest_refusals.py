@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from flame_backend.errors import ManifestError
+from flame_backend.backends.kubernetes.backend import KubernetesBackend
+from flame_backend.errors import ConfigurationError, ManifestError
 from tests.runner_manifests import made
 
 
@@ -175,6 +176,14 @@ def test_forbidden_field_is_refused_with_its_path(manifest: Any, field: str) -> 
     """Whatever would take a runner out of our hands."""
     with pytest.raises(ManifestError, match=field):
         made(manifest=manifest)
+
+
+def test_account_without_a_name_is_refused() -> None:
+    """A setting that is not set is not a wish for the app's own account."""
+    with pytest.raises(ManifestError, match="service_account"):
+        made(service_account="")
+    with pytest.raises(ConfigurationError, match="namespace"):
+        KubernetesBackend(namespace="")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import kubetls
 from flame_backend.backends.kubernetes.own_pod import own_pod
+from flame_backend.backends.kubernetes.shapes import PARENT, check_shape
 from flame_backend.backends.kubernetes.yaml_text import parsed
 from flame_backend.errors import ConfigurationError
 from flame_backend.version import VERSION
@@ -80,19 +81,23 @@ def parent_from_file(name: str, namespace: str | None) -> dict[str, Any]:
         template = _template(document)
         if template is None:
             continue
-        metadata = {**(document.get("metadata") or {})}
-        metadata.update(template.get("metadata") or {})
-        metadata.setdefault("name", UNKNOWN_NAME)
-        metadata.setdefault("uid", UNKNOWN_UID)
+        metadata = {"name": UNKNOWN_NAME, "uid": UNKNOWN_UID}
+        for holder in (document, template):
+            check_shape(holder.get("metadata"), {}, f"{name}.metadata")
+            metadata |= _mapping(holder, "metadata")
         metadata["namespace"] = namespace or metadata.get("namespace") or "default"
-        return {**template, "apiVersion": "v1", "kind": "Pod", "metadata": metadata}
+        pod = {**template, "apiVersion": "v1", "kind": "Pod", "metadata": metadata}
+        check_shape(pod, PARENT, name)
+        return pod
     raise ConfigurationError(name, "there is no pod in it, nor a workload of pods")
 
 
 def _documents(name: str) -> Iterator[dict[str, Any]]:
     for document in parsed(read_text(name), name):
         if isinstance(document, dict) and document.get("kind") == "List":
-            yield from (item for item in document.get("items") or ())
+            items = document.get("items")
+            found = items if isinstance(items, list) else []
+            yield from (item for item in found if isinstance(item, dict))
         elif isinstance(document, dict):
             yield document
 
@@ -111,10 +116,15 @@ def read_text(name: str) -> str:
 
 def _template(document: dict[str, Any]) -> dict[str, Any] | None:
     """Return the pod that a document describes; None when it describes none."""
-    kind, spec = document.get("kind"), document.get("spec") or {}
+    kind, spec = document.get("kind"), _mapping(document, "spec")
     if kind == "CronJob":
-        spec = (spec.get("jobTemplate") or {}).get("spec") or {}
+        spec = _mapping(_mapping(spec, "jobTemplate"), "spec")
     found = document if kind == "Pod" else spec.get("template")
-    if isinstance(found, dict) and (found.get("spec") or {}).get("containers"):
+    if isinstance(found, dict) and _mapping(found, "spec").get("containers"):
         return found
     return None
+
+
+def _mapping(holder: dict[str, Any], field: str) -> dict[str, Any]:
+    found = holder.get(field)
+    return found if isinstance(found, dict) else {}

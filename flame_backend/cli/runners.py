@@ -23,6 +23,7 @@ from flame_backend.cli.cluster import (
     read_text,
 )
 from flame_backend.errors import ConfigurationError
+from flame_backend.pool.options import require_name
 
 if TYPE_CHECKING:
     import argparse
@@ -145,6 +146,7 @@ _NO_UID: Final = "00000000-0000-0000-0000-000000000000"
 
 
 def _identity(pool: str, parent: dict[str, Any]) -> RunnerIdentity:
+    require_name(pool, "--pool")
     instance = secrets.token_hex(8)
     name = f"{pool}-{instance[:8]}"
     return RunnerIdentity(

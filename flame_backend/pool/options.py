@@ -34,6 +34,17 @@ BODY_BYTES: Final = 2**32 - 1
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?\Z")
 
 
+def require_name(name: object, option: str) -> None:
+    """Check the name of a pool.
+
+    Raises:
+        ConfigurationError: Names the option and its rule.
+    """
+    if not isinstance(name, str) or not _NAME.match(name):
+        reason = "1 to 40 lower-case letters, digits and inner hyphens (a DNS label)"
+        raise ConfigurationError(option, reason)
+
+
 def pool_spec(  # noqa: PLR0913 - one argument for each option
     name: str,
     *,
@@ -54,9 +65,7 @@ def pool_spec(  # noqa: PLR0913 - one argument for each option
     Raises:
         ConfigurationError: Names the option and its rule.
     """
-    if not isinstance(name, str) or not _NAME.match(name):
-        reason = "1 to 40 lower-case letters, digits and inner hyphens (a DNS label)"
-        raise ConfigurationError("name", reason)
+    require_name(name, "name")
     _count("max_concurrency", max_concurrency, CONCURRENCY)
     _seconds("boot_timeout", boot_timeout)
     _seconds("scale_up_timeout", scale_up_timeout, zero=True)

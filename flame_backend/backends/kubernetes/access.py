@@ -6,6 +6,7 @@ them for the example app, and a test compares both with what the code really ask
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 NAME: Final = "flame-parent"
 """Name of the Role and its binding."""
+
+# RFC 1123 subdomain.
+_OBJECT_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?\Z")
 
 _RBAC: Final = "rbac.authorization.k8s.io"
 
@@ -88,6 +92,7 @@ def access_objects(access: Access) -> list[dict[str, Any]]:
     Raises:
         ConfigurationError: Options that need another one.
     """
+    _check_names(access)
     elsewhere = access.runner_namespace is not None
     if elsewhere and not (access.namespace and access.runner_account):
         reason = "runners there need an account of theirs: give -n and --runner-account"
@@ -112,6 +117,18 @@ def access_objects(access: Access) -> list[dict[str, Any]]:
     elif access.allow:
         raise ConfigurationError("--allow", "says what --policy lets through: give it")
     return made
+
+
+def _check_names(access: Access) -> None:
+    """Refuse what names nothing, as a variable that a script has not set."""
+    for option, name in (
+        ("--service-account", access.account),
+        ("--namespace", access.namespace),
+        ("--runner-namespace", access.runner_namespace),
+        ("--runner-account", access.runner_account),
+    ):
+        if name is not None and not _OBJECT_NAME.match(name):
+            raise ConfigurationError(option, f"{name!r} is no name of an object")
 
 
 def role(access: Access) -> dict[str, Any]:

@@ -133,6 +133,8 @@ class KubernetesBackend:
             python=python,
         )
         self._given_session = session
+        if namespace == "":
+            raise ConfigurationError("namespace", "a name, or None for this pod's own")
         self._given_namespace = namespace
         self._lease: Lease | None = None
         if max_pods is not None and (type(max_pods) is not int or max_pods < 1):

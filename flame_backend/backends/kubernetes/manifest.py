@@ -280,6 +280,8 @@ def _apply_options(pod: dict[str, Any], options: RunnerOptions) -> None:
         # The parent's sum over its containers says nothing of this one.
         spec.pop("resources", None)
     _apply_env(runner, options.env or {})
+    if options.service_account == "":
+        raise ManifestError("service_account", "a name, or None for the parent's own")
     if options.service_account:
         spec["serviceAccountName"] = options.service_account
 

@@ -14,6 +14,7 @@ from flame_backend.backends.kubernetes.pod_template import (
     RESERVED_ENV,
     RUNNER_CONTAINER,
 )
+from flame_backend.backends.kubernetes.shapes import SECURITY, check_shape
 from flame_backend.errors import ManifestError
 
 LABEL: Final = "flame-backend"
@@ -82,11 +83,6 @@ _ADOPTION_LABELS: Final = (
     "controller-uid", "batch.kubernetes.io/",
 )  # fmt: skip
 
-_CONTEXTS: Final = (
-    "appArmorProfile", "capabilities", "seLinuxOptions", "seccompProfile",
-    "windowsOptions",
-)  # fmt: skip
-
 # By these, Services and Deployments select, as templates and charts write them.
 _SELECTOR_LABELS: Final = (
     "app", "k8s-app", "run", "name", "component", "app.kubernetes.io/name",
@@ -125,7 +121,7 @@ def _refuse_runner(user: dict[str, Any], spec: dict[str, Any]) -> None:
         raise ManifestError("manifest.spec", "a runner needs its container")
     if "containers" in spec and spec["containers"] is None:
         raise ManifestError("manifest.spec.containers", "a runner needs its container")
-    _refuse_shapes(spec, "manifest.spec")
+    check_shape(spec, SECURITY, "manifest.spec")
     containers = _items(spec, "containers", "manifest.spec")
     if len(containers) > 1:
         raise ManifestError("manifest.spec.containers[1]", _SIDECAR)
@@ -141,14 +137,14 @@ def _refuse_runner(user: dict[str, Any], spec: dict[str, Any]) -> None:
             if not isinstance(entry.get("value"), str | None):
                 place = f"{where}.env[{entry['name']}].value"
                 raise ManifestError(place, "must be text; quote it in YAML")
-        _refuse_shapes(item, where)
+        check_shape(item, SECURITY, where)
         _refuse_token_mounts(item, where)
 
 
 def _refuse_beside(item: dict[str, Any], where: str) -> None:
     if item.get("name") == RUNNER_CONTAINER:
         raise ManifestError(f"{where}.name", f"{RUNNER_CONTAINER} is the runner's own")
-    _refuse_shapes(item, where)
+    check_shape(item, SECURITY, where)
     _refuse_token_mounts(item, where)
 
 
@@ -159,19 +155,6 @@ def _refuse_token_mounts(item: dict[str, Any], where: str) -> None:
         if inside or mount.get("name") == TOKEN_VOLUME:
             reason = f"{TOKEN_FOLDER} holds the runner's own token"
             raise ManifestError(f"{where}.volumeMounts[{number}]", reason)
-
-
-def _refuse_shapes(holder: dict[str, Any], where: str) -> None:
-    """Check what hardening looks into, of a pod's spec or a container."""
-    context = _mapping(holder, "securityContext", where)
-    place = f"{where}.securityContext"
-    for field in _CONTEXTS:
-        _mapping(context, field, place)
-    _items(context, "sysctls", place)
-    _items(holder, "ports", where)
-    added = (context.get("capabilities") or {}).get("add") or []
-    if not isinstance(added, list) or not all(isinstance(n, str) for n in added):
-        raise ManifestError(f"{place}.capabilities.add", "must be a list of names")
 
 
 def refuse_variable(name: object, where: str) -> None:
