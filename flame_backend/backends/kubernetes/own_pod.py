@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Any
+import time
+from typing import Any, Final
 
 import kubetls
 from flame_backend.errors import ConfigurationError
+
+ADDRESS_SECONDS: Final = 10.0
+"""A kubelet reports a pod's address a second or so after its containers started."""
+
+POLL_SECONDS: Final = 0.2
 
 
 def in_cluster_session(user_agent: str) -> kubetls.Session:
@@ -34,7 +40,8 @@ def own_pod(session: kubetls.Session) -> dict[str, Any]:
     """Find the pod this process runs in.
 
     By POD_NAME, else by its host name, else the only pod of the namespace that has an
-    address of this machine: a host name may be the user's or the node's.
+    address of this machine: a host name may be the user's or the node's. Waits for
+    the address of a pod that has just started.
 
     Raises:
         ConfigurationError: There is none, or it may not be read.
@@ -43,7 +50,7 @@ def own_pod(session: kubetls.Session) -> dict[str, Any]:
     name = os.environ.get("POD_NAME")
     try:
         if name:
-            return session.get(kubetls.path("v1", "pods", name, namespace=namespace))
+            return _with_address(session, namespace, name)
         return _by_host_name(session, namespace) or _by_address(session, namespace)
     except kubetls.NotFound as error:
         reason = f"there is no pod {name} in {namespace}, though POD_NAME says so"
@@ -59,10 +66,22 @@ def addresses_of(pod: dict[str, Any]) -> tuple[str, ...]:
     return tuple(entry["ip"] for entry in status.get("podIPs") or ())
 
 
+def _with_address(
+    session: kubetls.Session, namespace: str, name: str
+) -> dict[str, Any]:
+    """Return a pod, with its address if that comes in time."""
+    path = kubetls.path("v1", "pods", name, namespace=namespace)
+    deadline = time.monotonic() + ADDRESS_SECONDS
+    found = session.get(path)
+    while not addresses_of(found) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+        found = session.get(path)
+    return found
+
+
 def _by_host_name(session: kubetls.Session, namespace: str) -> dict[str, Any] | None:
     try:
-        name = kubetls.path("v1", "pods", socket.gethostname(), namespace=namespace)
-        found = session.get(name)
+        found = _with_address(session, namespace, socket.gethostname())
     except (kubetls.NotFound, kubetls.ConfigError):
         return None
     # Somebody else's pod may be called as this one's hostname field says.
