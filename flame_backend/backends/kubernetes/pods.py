@@ -108,8 +108,18 @@ class Pods:
         """Delete this very pod; one that is gone, or another of its name, is fine."""
         try:
             self._session.delete(f"{self.path}/{name}", uid=uid, grace=grace)
-        except (kubetls.NotFound, kubetls.Conflict):
+        except kubetls.NotFound:
             return
+        except kubetls.Conflict:
+            # Not every conflict is about the UID.
+            if self._is_there(name, uid):
+                raise
+
+    def _is_there(self, name: str, uid: str) -> bool:
+        try:
+            return bool(self.get(name)["metadata"]["uid"] == uid)
+        except kubetls.NotFound:
+            return False
 
     def all(self) -> dict[str, str]:
         """Return the pool's runner pods that there are: name by UID."""

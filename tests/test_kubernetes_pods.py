@@ -1,0 +1,68 @@
+"""Runner pods at an API server that says on demand what a real one rarely does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import kubetls
+from flame_backend.backends.kubernetes.disposal import Disposal, Remains
+from flame_backend.backends.kubernetes.pods import NONCE, Pods
+from kubetls import testing
+from tests.runner_manifests import made
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def server() -> Iterator[testing.Server]:
+    """Lend an API server."""
+    with testing.server() as found:
+        yield found
+
+
+@pytest.fixture
+def pods(server: testing.Server) -> Iterator[Pods]:
+    """Lend the pods of a pool there."""
+    retries = kubetls.Retries(attempts=1)
+    with kubetls.session(server.config, retries=retries) as session:
+        yield Pods(session, "default", "f00d", "uid-parent")
+
+
+def runner() -> dict[str, Any]:
+    """Return a runner's pod."""
+    pod = made(owner_reference=False)
+    pod["metadata"]["annotations"][NONCE] = "n"
+    return pod
+
+
+def test_conflict_of_a_pod_that_is_still_there_is_tried_again(
+    server: testing.Server, pods: Pods
+) -> None:
+    """Only another pod of the name makes a deletion needless."""
+    uid = pods.create(runner())
+    server.fail_next(409, method="DELETE")
+    with pytest.raises(kubetls.Conflict):
+        pods.delete("pool-abc", uid, 1)
+    server.fail_next(409, method="DELETE")
+    steps: list[Any] = []
+    disposal = Disposal(pods, lambda step: step(), lambda _, step: steps.append(step))
+    disposal.take(Remains("pool-abc", "n", uid))
+    assert [uid] == list(pods.all())
+    steps.pop()()
+    assert {} == pods.all()
+
+
+def test_conflict_of_another_pod_of_the_name_is_the_end(
+    server: testing.Server, pods: Pods
+) -> None:
+    """Whether its successor is there, or nothing is."""
+    first = pods.create(runner())
+    pods.delete("pool-abc", first, 0)
+    server.fail_next(409, method="DELETE")
+    pods.delete("pool-abc", first, 0)
+    second = pods.create(runner())
+    pods.delete("pool-abc", first, 0)
+    assert [second] == list(pods.all())
