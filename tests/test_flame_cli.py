@@ -21,6 +21,8 @@ import yaml
 
 from flame_backend import cli
 from flame_backend.cli import output
+from flame_backend.cli.trial import Boot
+from flame_backend.events import BootPhase, Event, GrowEnd, GrowStart
 from tests.cluster.control_plane import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -560,13 +562,37 @@ def test_run_answers_no_when_the_function_raises(
 # ------------------------------------------------------------------ output
 
 
+class Terminal(io.StringIO):
+    """Takes text as a terminal does."""
+
+    def isatty(self) -> bool:
+        """Say that it is one."""
+        return True
+
+
+def test_progress_of_a_boot_is_for_terminals(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each phase with the cluster's words; answers and pipes have none of it."""
+    facts: dict[str, Any] = {"pool": "doctor", "runner": "doctor-1"}
+    words = "0/3 nodes\nare available"
+    told: list[Event] = [
+        GrowStart(**facts),
+        BootPhase(**facts, phase="schedule", detail=words),
+        GrowEnd(**facts, node="n", seconds=1.0, error=None),
+        BootPhase(**facts, phase="pull", detail="of another boot"),
+    ]
+    terminal = Terminal()
+    for boot in (Boot(), Boot()):
+        for event in told:
+            boot(event)
+        assert ("", "") == capsys.readouterr()
+        monkeypatch.setattr(sys, "stderr", terminal)
+    assert "      doctor-1: schedule: 0/3 nodes are available\n" == terminal.getvalue()
+
+
 def test_colour_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Never in a pipe, and not where NO_COLOR is set."""
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "ok" == output.coloured("ok", "green")
     monkeypatch.setattr(sys, "stdout", Terminal())

@@ -23,6 +23,14 @@ def say(text: str = "") -> None:
     sys.stdout.write(f"{text}\n")
 
 
+def progress(text: str) -> None:
+    """Tell somebody who waits at a terminal what goes on; nobody else."""
+    if sys.stderr.isatty():
+        words = " ".join(clean(text, CELL_CHARACTERS).split())
+        sys.stderr.write(f"      {words}\n")
+        sys.stderr.flush()
+
+
 def fail(text: str) -> None:
     """Write what went wrong, as one line."""
     words = " ".join(clean(text, ERROR_CHARACTERS).split())

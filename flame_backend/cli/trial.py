@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import kubetls
 from flame_backend.backends.kubernetes.backend import KubernetesBackend
 from flame_backend.backends.kubernetes.refusals import LABEL
+from flame_backend.cli import output
 from flame_backend.cli.check import Check
 from flame_backend.cli.cluster import in_pod
 from flame_backend.cli.runners import runner_options
@@ -80,6 +81,8 @@ class Boot:
         """Hear an event."""
         if self.over.is_set():
             return
+        if isinstance(event, BootPhase):
+            output.progress(f"{event.runner}: {event.phase}: {event.detail}")
         if isinstance(event, GrowStart):
             self._phases.append(("create", time.monotonic()))
         elif isinstance(event, BootPhase) and event.phase != self._phases[-1][0]:
