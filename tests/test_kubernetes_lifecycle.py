@@ -355,6 +355,24 @@ def test_admitted_runner_is_judged_by_what_it_says(world: World) -> None:
     assert "the app is being loaded" in str(error)
 
 
+def test_runner_that_is_ready_in_the_last_moment_is_kept(world: World) -> None:
+    """Its output is read for the error of a boot that then is none."""
+    read = threading.Event()
+
+    def last_output(name: str) -> str:
+        world.life.ready(name)
+        read.set()
+        return ""
+
+    world.table.last_output = last_output  # type: ignore[method-assign]
+    world.boot(seconds=0.2)
+    world.life.admitted("p-1")
+    assert read.wait(5)
+    time.sleep(0.1)
+    assert [] == world.sink.heard
+    assert world.life.find("p-1") is not None
+
+
 def test_change_of_another_pod_of_the_name_is_ignored(world: World) -> None:
     """UIDs count, not names."""
     world.boot()

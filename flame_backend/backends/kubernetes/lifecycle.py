@@ -272,7 +272,8 @@ class Lifecycle:
         """Fail a boot for what it waited for too long; in a worker."""
         if cause.phase in {"connect", "import"}:
             cause = self._inquest.explained(runner, cause)
-        self.fail(runner, cause.boot_error(runner.name))
+        if not runner.ready:  # it may have come while that was asked
+            self.fail(runner, cause.boot_error(runner.name))
 
     def fail(self, runner: Runner, error: BootError) -> None:
         """End a boot, once, with its error; one that was ready is lost: calls run."""
