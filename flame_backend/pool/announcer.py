@@ -46,18 +46,22 @@ class Announcer:
                 )
                 self._thread.start()
 
+    def is_here(self) -> bool:
+        """Tell whether the present thread is the one that tells."""
+        return threading.current_thread() is self._thread
+
     def close(self) -> None:
         """Tell what is left; wait for that."""
         thread = self._thread
         if thread is None:
             return
         self._events.put(None)
-        if thread is not threading.current_thread():
+        if not self.is_here():
             thread.join(END_SECONDS)
 
     def _run(self) -> None:
         while (event := self._events.get()) is not None:
             try:
                 self._callback(event)
-            except Exception:
+            except BaseException:  # sys.exit() ends no more than this event, either
                 self._logger.exception("on_event raised for %r", event)

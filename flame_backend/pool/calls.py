@@ -221,5 +221,5 @@ class FlameFuture(concurrent.futures.Future[T], Generic[T]):
         for callback in list(self._progress):
             try:
                 callback(value, message)
-            except Exception:
+            except BaseException:  # the call goes on, whatever it is
                 logger.exception("a progress callback raised")

@@ -7,6 +7,7 @@ are daemons; the pool's own shutdown decides what they may finish.
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     Job = Call | Lease
 
+logger = logging.getLogger("flame_backend.pool")
+
 
 class Crew:
     """Threads, started when there is work for one more.
@@ -26,7 +29,7 @@ class Crew:
         limit: Most threads. A call comes here with its slot, so as many as there are
             slots never leave one waiting; one more tells of calls that failed.
         name: Prefix of the threads' names.
-        serve: Sees to one job; does not raise.
+        serve: Sees to one job. Whatever the app's callbacks make it raise is logged.
 
     Attributes:
         limit: As above; it may change.
@@ -78,9 +81,16 @@ class Crew:
                 job = self._jobs.get()
             if job is None:
                 return
-            self._serve(job)
+            try:
+                self._serve(job)
+            except BaseException:  # a thread less is a call that nobody sees to
+                logger.exception("a callback raised")
             # Nothing here keeps a result alive until the next call comes.
             del job
+
+    def is_here(self) -> bool:
+        """Tell whether the present thread is one of these."""
+        return threading.current_thread() in self._threads
 
     def close(self) -> None:
         """End the threads when they have seen to what is there; wait for that."""

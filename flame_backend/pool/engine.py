@@ -16,11 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.backends.inline import InlineBackend
-from flame_backend.errors import (
-    ConfigurationError,
-    FlameError,
-    LinkError,
-)
+from flame_backend.errors import ConfigurationError, FlameError, LinkError
 from flame_backend.events import CallDone
 from flame_backend.pool.announcer import Announcer
 from flame_backend.pool.calls import Call, FlameFuture, Lease, PlacedCall
@@ -348,9 +344,16 @@ class Engine:
     def finish(self, seconds: float | None) -> bool:
         """Let calls finish, for so long; then end everything. Blocks.
 
+        In a callback, which whoever waits for the pool would wait for, it does not
+        block: everything ends beside it.
+
         Returns:
-            False when some did not finish in that time.
+            False when some did not finish in that time, or it did not wait for them.
         """
+        announcer = self._announcer
+        if self._crew.is_here() or (announcer is not None and announcer.is_here()):
+            self.finish_beside(seconds)
+            return False
         deadline = None if seconds is None else time.monotonic() + seconds
         placed = self.placements.end(deadline)
         finished = self._leases.wait_idle(left(deadline)) and not were_killed(placed)
@@ -358,10 +361,15 @@ class Engine:
             self._leases.end()
             # Their links are cut and their processes gone: a moment.
             self._crew.close()
-            if self._announcer is not None:
-                self._announcer.close()
+            if announcer is not None:
+                announcer.close()
         started.discard(self)
         return finished
+
+    def finish_beside(self, seconds: float | None) -> None:
+        """As `finish`, in a thread of its own."""
+        with suppress(RuntimeError):  # the interpreter is exiting, which ends it, too
+            threading.Thread(target=self.finish, args=[seconds], daemon=True).start()
 
     def after_fork(self) -> None:
         """In a forked child: let go of the parent's sockets."""

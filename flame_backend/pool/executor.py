@@ -11,7 +11,6 @@ import atexit
 import concurrent.futures
 import os
 import sys
-import threading
 import weakref
 from contextlib import suppress
 from dataclasses import replace
@@ -281,7 +280,8 @@ class Pool(Forms, concurrent.futures.Executor):
 
         Args:
             wait: Return when that has happened. False returns at once, and the rest
-                happens beside the program; at its exit within shutdown_timeout.
+                happens beside the program; at its exit within shutdown_timeout. In a
+                callback of the pool's own it never waits.
             cancel_futures: Cancel what was submitted and has not started.
         """
         self._home.engine.refuse(cancel_futures=cancel_futures)
@@ -331,8 +331,7 @@ class View(Forms):
 def _finish_soon(engine: Engine) -> None:
     """Let a pool's calls finish and end it, beside the program."""
     engine.refuse(cancel_futures=False)
-    with suppress(RuntimeError):  # the interpreter is exiting, which ends it as well
-        threading.Thread(target=engine.finish, args=[None], daemon=True).start()
+    engine.finish_beside(None)
 
 
 def _end_all() -> None:
