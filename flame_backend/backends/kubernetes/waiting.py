@@ -176,7 +176,8 @@ def _creating(
         and condition.get("status") == "True"
         for condition in status.get("conditions") or ()
     )
-    if pulling["reason"] == "Pulling" if pulling is not None else ready:
+    is_pulling = ready if pulling is None else pulling["reason"] == "Pulling"
+    if is_pulling:
         words = "its image is being pulled" if pulling is None else words_of(pulling)
         cause = Cause(name="ImagePull", words=words, phase="pull", kind=BootTimeout)
         return Waiting(cause, still=True)
