@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import kubetls
+from flame_backend.backends.kubernetes import pods as pods_module
 from flame_backend.backends.kubernetes.disposal import Disposal, Remains
 from flame_backend.backends.kubernetes.pods import NONCE, Pods
 from kubetls import testing
@@ -66,3 +68,16 @@ def test_conflict_of_another_pod_of_the_name_is_the_end(
     second = pods.create(runner())
     pods.delete("pool-abc", first, 0)
     assert [second] == list(pods.all())
+
+
+def test_log_of_a_kubelet_that_is_silent_is_waited_for_shortly(
+    server: testing.Server, pods: Pods, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that reads what nobody sends makes all other runners wait."""
+    monkeypatch.setattr(
+        pods_module, "LOG_TIMEOUT", kubetls.Timeout(connect=2.0, read=0.3)
+    )
+    server.stall_next(5, path=f"{pods.path}/pool-abc/log")
+    began = time.monotonic()
+    assert "" == pods.last_output("pool-abc")
+    assert time.monotonic() - began < 4

@@ -25,6 +25,10 @@ logger = logging.getLogger("flame_backend.kubernetes")
 NONCE: Final = f"{LABEL}/nonce"
 
 LOG_LINES: Final = 20
+LOG_BYTES: Final = 1024 * 1024
+
+LOG_TIMEOUT: Final = kubetls.Timeout(connect=2.0, read=5.0)
+"""The kubelet of a dead node never answers, and others wait for the worker."""
 
 KUBELET_TIMEOUT: Final = kubetls.Timeout(connect=2.0, read=2.0)
 
@@ -131,14 +135,18 @@ class Pods:
         """Return the end of a runner's log; "" where it cannot be read."""
         if not self._logs:
             return ""
+        query = {"container": RUNNER_CONTAINER, "tailLines": LOG_LINES}
+        query["limitBytes"] = LOG_BYTES
         try:
-            lines = list(self._tail(name))
+            found = self._session.request(
+                "GET", f"{self.path}/{name}/log", query=query, timeout=LOG_TIMEOUT
+            )
+            return found.data.decode(errors="replace").strip()
         except kubetls.Forbidden:
             self._logs = False  # pods/log is an optional right
             return ""
         except kubetls.KubeTLSError:
             return ""
-        return b"\n".join(lines).decode(errors="replace").strip()
 
     def kubelet_answers(self, name: str) -> bool:
         """Ask a pod's kubelet for its log; False when no answer comes.
@@ -157,11 +165,6 @@ class Pods:
         except kubetls.KubeTLSError:
             return False
         return True
-
-    def _tail(self, name: str) -> Iterator[bytes]:
-        return self._session.logs(
-            self._namespace, name, RUNNER_CONTAINER, tail=LOG_LINES
-        )
 
     def sweep(self, now: dt.datetime) -> None:
         """Delete what earlier processes of this pod left: ended and stale ones.
