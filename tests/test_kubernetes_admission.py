@@ -489,6 +489,25 @@ def test_failed_fetch_is_tried_again_a_second_later() -> None:
     assert keys.issuer("rsa").knows("rsa")
 
 
+def test_fetch_that_fails_slowly_is_not_made_again_by_all_who_waited() -> None:
+    """An API server that swallows packets costs a minute once, not once for each."""
+    now = [0.0]
+
+    class Swallowed(Table):
+        def get(self, path: str) -> dict[str, Any]:
+            now[0] += 60.0
+            return super().get(path)
+
+    table = Swallowed()
+    keys = Keys(table, lambda: now[0])
+    table.answers[JWKS_PATH] = kubetls.ReadTimeout("10.0.0.1:443", "no answer", True)
+    with pytest.raises(kubetls.ReadTimeout):
+        keys.issuer("rsa")
+    with pytest.raises(LinkUnauthenticated):
+        keys.issuer("rsa")
+    assert 1 == fetches(table)
+
+
 @pytest.mark.parametrize(
     ("path", "answer"),
     [

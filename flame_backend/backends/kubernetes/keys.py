@@ -105,13 +105,20 @@ class Keys:
         )
 
     def _fetch(self) -> Issuer:
-        self._failed_at = self._clock()
+        try:
+            found = self._asked()
+        except BaseException:
+            # From its end on: it may have taken a minute, while others waited for it.
+            self._failed_at = self._clock()
+            raise
+        self._issuer = found
+        self._fetched_at = self._clock()
+        return found
+
+    def _asked(self) -> Issuer:
         jwks = self._cluster.get(JWKS_PATH)
         name = self._cluster.get(DISCOVERY_PATH).get("issuer")
         if not isinstance(name, str) or not isinstance(jwks.get("keys"), list):
             msg = "the cluster's issuer discovery has no issuer or no keys"
             raise LinkUnauthenticated(msg)
-        self._issuer = Issuer(name, jwks)
-        self._fetched_at = self._clock()
-        self._failed_at = float("-inf")
-        return self._issuer
+        return Issuer(name, jwks)
