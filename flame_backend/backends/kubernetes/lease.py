@@ -134,11 +134,13 @@ class Lease:
             logger.info("sweep of leases: %s", error)
 
     def _is_dead(self, lease: dict[str, Any], now: dt.datetime) -> bool:
-        spec = lease["spec"]
+        spec = lease.get("spec") or {}
         home, _, holder = str(spec.get("holderIdentity") or "").partition("/")
         name, _, uid = holder.partition("/")
         if home == self._home and name and uid:
             return self._is_gone(name, uid)
+        if not spec.get("renewTime"):
+            return False  # it is none of ours, and says nothing of its holder
         silent = now - dt.datetime.fromisoformat(spec["renewTime"])
         return silent > dt.timedelta(seconds=LEASE_SECONDS)
 
