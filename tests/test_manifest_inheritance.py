@@ -108,6 +108,25 @@ def test_token_secret_of_old_clusters_is_left_behind() -> None:
     assert made(PARENT) == made(parent)
 
 
+def test_devices_that_nothing_claims_stay_behind() -> None:
+    """A runner with resources of its own holds no GPU that it does not use."""
+    parent = copy.deepcopy(PARENT)
+    spec = parent["spec"]
+    names = ("gpu", "nic")
+    spec["resourceClaims"] = [
+        {"name": name, "resourceClaimTemplateName": name} for name in names
+    ]
+    claims = [{"name": name} for name in names]
+    spec["containers"][0]["resources"] = {"claims": claims}
+    assert spec["resourceClaims"] == made(parent)["spec"]["resourceClaims"]
+    some = made(parent, resources={"claims": claims[:1]})["spec"]
+    assert spec["resourceClaims"][:1] == some["resourceClaims"]
+    assert "resourceClaims" not in made(parent, resources={})["spec"]
+    for wrong in ("2", {"claims": "gpu"}):
+        with pytest.raises(ManifestError, match="resources"):
+            made(parent, resources=wrong)
+
+
 def test_volumes_that_nothing_mounts_stay_behind() -> None:
     """A proxy's volumes do not come without the proxy."""
     parent = copy.deepcopy(PARENT)

@@ -21,7 +21,7 @@ from flame_backend.backends.kubernetes.hardening import (
     settle_escalation,
 )
 from flame_backend.backends.kubernetes.merging import merged, plain
-from flame_backend.backends.kubernetes.mounts import settle_volumes
+from flame_backend.backends.kubernetes.mounts import settle_claims, settle_volumes
 from flame_backend.backends.kubernetes.pod_template import (
     RUNNER_CONTAINER,
     app_container,
@@ -39,6 +39,7 @@ from flame_backend.backends.kubernetes.refusals import (
     refuse_forbidden,
     refuse_variable,
 )
+from flame_backend.backends.kubernetes.shapes import RESOURCES, check_shape
 from flame_backend.backends.kubernetes.yaml_text import parsed
 from flame_backend.errors import ManifestError
 
@@ -277,8 +278,10 @@ def _apply_options(pod: dict[str, Any], options: RunnerOptions) -> None:
     runner, spec = _runner(pod), pod["spec"]
     if options.resources is not None:
         runner["resources"] = plain(options.resources, "resources")
+        check_shape(runner["resources"], RESOURCES, "resources")
         # The parent's sum over its containers says nothing of this one.
         spec.pop("resources", None)
+        settle_claims(spec)
     _apply_env(runner, options.env or {})
     if options.service_account == "":
         raise ManifestError("service_account", "a name, or None for the parent's own")

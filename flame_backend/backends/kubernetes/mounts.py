@@ -1,4 +1,4 @@
-"""Volumes and their mounts after the manifest has its say. Pure."""
+"""Volumes, devices and who uses them, after the user has had a say. Pure."""
 
 from __future__ import annotations
 
@@ -49,6 +49,19 @@ def settle_volumes(spec: dict[str, Any], user: dict[str, Any]) -> None:
                 if entry.get("name") not in known and place in said:
                     reason = f"there is no volume {entry.get('name')!r}"
                     raise ManifestError(f"manifest.spec.{place}", reason)
+
+
+def settle_claims(spec: dict[str, Any]) -> None:
+    """Leave devices behind that no container asks for; each pod would get one."""
+    claimed = {
+        claim["name"]
+        for _, container in _containers(spec)
+        for claim in (container.get("resources") or {}).get("claims") or ()
+    }
+    claims = spec.pop("resourceClaims", None) or ()
+    kept = [claim for claim in claims if claim["name"] in claimed]
+    if kept:
+        spec["resourceClaims"] = kept
 
 
 def _said(user: dict[str, Any]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from flame_backend.backends.kubernetes.pod_template import (
     RESERVED_ENV,
     RUNNER_CONTAINER,
 )
-from flame_backend.backends.kubernetes.shapes import SECURITY, check_shape
+from flame_backend.backends.kubernetes.shapes import LOOKED_INTO, check_shape
 from flame_backend.errors import ManifestError
 
 LABEL: Final = "flame-backend"
@@ -121,7 +121,7 @@ def _refuse_runner(user: dict[str, Any], spec: dict[str, Any]) -> None:
         raise ManifestError("manifest.spec", "a runner needs its container")
     if "containers" in spec and spec["containers"] is None:
         raise ManifestError("manifest.spec.containers", "a runner needs its container")
-    check_shape(spec, SECURITY, "manifest.spec")
+    check_shape(spec, LOOKED_INTO, "manifest.spec")
     containers = _items(spec, "containers", "manifest.spec")
     if len(containers) > 1:
         raise ManifestError("manifest.spec.containers[1]", _SIDECAR)
@@ -137,14 +137,14 @@ def _refuse_runner(user: dict[str, Any], spec: dict[str, Any]) -> None:
             if not isinstance(entry.get("value"), str | None):
                 place = f"{where}.env[{entry['name']}].value"
                 raise ManifestError(place, "must be text; quote it in YAML")
-        check_shape(item, SECURITY, where)
+        check_shape(item, LOOKED_INTO, where)
         _refuse_token_mounts(item, where)
 
 
 def _refuse_beside(item: dict[str, Any], where: str) -> None:
     if item.get("name") == RUNNER_CONTAINER:
         raise ManifestError(f"{where}.name", f"{RUNNER_CONTAINER} is the runner's own")
-    check_shape(item, SECURITY, where)
+    check_shape(item, LOOKED_INTO, where)
     _refuse_token_mounts(item, where)
 
 

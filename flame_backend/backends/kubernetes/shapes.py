@@ -18,10 +18,16 @@ _CONTEXT: Final = {
     "sysctls": [{}],
     "windowsOptions": {},
 }
-SECURITY: Final = {"securityContext": _CONTEXT, "ports": [{}]}
-"""What hardening looks into, of a pod's spec or a container."""
+RESOURCES: Final = {"claims": [{"name": str}]}
+LOOKED_INTO: Final = {
+    "securityContext": _CONTEXT,
+    "ports": [{}],
+    "resources": RESOURCES,
+    "resourceClaims": [{"name": str}],
+}
+"""What is looked into, of a pod's spec or a container."""
 
-_CONTAINER: Final = SECURITY | {
+_CONTAINER: Final = LOOKED_INTO | {
     "name": str,
     "image": str,
     "env": [{"name": str, "valueFrom": {"fieldRef": {}}}],
@@ -31,7 +37,7 @@ _CONTAINER: Final = SECURITY | {
 _NAMED: Final = [{"name": str}]
 PARENT: Final = {
     "metadata": {"name": str, "uid": str, "labels": {}},
-    "spec": SECURITY
+    "spec": LOOKED_INTO
     | {
         "containers": [_CONTAINER],
         "initContainers": [_CONTAINER],
