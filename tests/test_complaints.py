@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -280,6 +281,30 @@ def test_a_version_from_the_future_is_waited_for(tmp_path: Path) -> None:
     ):
         assert "ADDED" == next(watch).type
         assert all("resourceVersion=77" in one.target for one in server.requests)
+
+
+@pytest.mark.parametrize(
+    ("name", "selected"),
+    [
+        ("a", "a"),
+        ("a:b", "a:b"),
+        ("a,b=c", r"a\,b\=c"),
+        ("a\\", r"a\\"),
+        ("\xe9", "\xe9"),
+    ],
+)
+def test_a_name_is_one_term_of_a_selector(
+    name: str, selected: str, tmp_path: Path
+) -> None:
+    """What waits for "a,spec.x=y" does not wait for another object."""
+    roles = "rbac.authorization.k8s.io/v1"
+    with Server(GOOD, tmp_path, [EMPTY]) as server, open_session(server) as session:
+        assert not session.wait(kubetls.path(roles, "roles", name), "delete", 5)
+        target = server.requests[0].target
+        with pytest.raises(kubetls.ConfigError, match="names no object"):
+            session.wait("/api/v1/pods/", "delete", 5)
+    query = parse_qs(urlsplit(target).query)
+    assert [f"metadata.name={selected}"] == query["fieldSelector"]
 
 
 def test_a_followed_log_may_be_silent(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from kubetls.client.reading import Reader
 from kubetls.client.retry import Retries
 from kubetls.client.updating import update_object
 from kubetls.client.verbs import Verbs, write_query
-from kubetls.client.waiting import wait_for
+from kubetls.client.waiting import field_of_name, wait_for
 from kubetls.credentials.choose import choose
 from kubetls.credentials.config import Config
 from kubetls.credentials.endpoint import is_namespace
@@ -173,9 +173,10 @@ class Session(Verbs):
 
         Raises:
             WaitTimeout: It was not, in time; says what was seen last.
+            ConfigError: The path names no object, or an argument is none.
         """
         collection, _, name = path.rpartition("/")
-        watch = self.list_watch(collection, fields=f"metadata.name={name}")
+        watch = self.list_watch(collection, fields=field_of_name(name))
         return wait_for(watch, path, until, timeout)
 
     # ------------------------------------------------------------------ streams

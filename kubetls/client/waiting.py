@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
 
 from kubetls.client.limits import waiting_seconds
 from kubetls.errors import ConfigError, WaitTimeout
@@ -18,6 +19,20 @@ if TYPE_CHECKING:
     Condition = Callable[[dict[str, Any] | None], bool]
 
 _CONDITION: Final = re.compile(r"condition=(?P<type>[^=]+)(?:=(?P<status>[^=]+))?\Z")
+
+
+def field_of_name(segment: str) -> str:
+    """Return the field selector for the last segment of an object's path.
+
+    Names of roles may hold what ends a term in a selector; "a,metadata.name!=a" is one
+    name, not two terms.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if not segment:
+        raise ConfigError("path", "ends in a slash and names no object")
+    return "metadata.name=" + re.sub(r"([\\,=])", r"\\\1", unquote(segment))
 
 
 def condition(until: Condition | str) -> Condition:
