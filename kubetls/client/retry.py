@@ -95,7 +95,8 @@ def wait_before_retry(
     if asked is not None and asked > policy.retry_after_max:
         return None
     ours = min(policy.backoff_max, policy.backoff * 2.0 ** (attempt - 1)) * random
-    wait = ours if asked is None else asked + ours * 0.1
+    # The longer of both, and never all clients at the same moment.
+    wait = ours if asked is None else max(asked + ours * 0.1, ours)
     return wait if waited + wait <= policy.budget else None
 
 

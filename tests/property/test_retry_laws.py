@@ -81,6 +81,29 @@ def test_a_wait_is_within_every_limit(
     )
 
 
+@given(
+    after=st.integers(0, 60),
+    attempt=st.integers(1, 5),
+    random=st.floats(0.01, 1, exclude_max=True),
+)
+def test_the_longer_wait_counts(after: int, attempt: int, random: float) -> None:
+    """The server's or ours: a Retry-After of 0 is no leave to hammer."""
+    headers = {"Retry-After": str(after)}
+    refused = api_error(429, headers, b"{}", method="POST", path="/", now=0.0)
+    wait = wait_before_retry(
+        Retries(),
+        refused,
+        method="POST",
+        safe_to_double=False,
+        attempt=attempt,
+        waited=0.0,
+        random=random,
+    )
+    assert wait is not None
+    assert wait >= 0.8 * 2 ** (attempt - 1) * random
+    assert wait > after
+
+
 @given(error=errors, method=METHODS, **history)
 def test_a_write_that_may_have_happened_is_not_sent_again(
     error: kubetls.KubeTLSError,
