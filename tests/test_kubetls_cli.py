@@ -914,12 +914,21 @@ def test_closed_standard_error_changes_no_code() -> None:
     assert 2 == subprocess.run(arguments, timeout=60, check=False).returncode
 
 
-@pytest.mark.parametrize("verb", ["doctor", "whoami"])
-def test_kubeconfig_without_a_name_is_none(verb: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("verb", "option", "why"),
+    [
+        ("doctor", "--kubeconfig", "names no file"),
+        ("whoami", "--kubeconfig", "names no file"),
+        ("doctor", "--volume", "names no folder"),
+    ],
+)
+def test_option_without_a_name_is_no_default(
+    verb: str, option: str, why: str, tmp_path: Path
+) -> None:
     """`--kubeconfig "$UNSET"` does not mean the one in the home folder."""
     write_kubeconfig(tmp_path / ".kube" / "config")
-    ran = run(verb, "--kubeconfig", "", HOME=str(tmp_path))
-    assert (2, f"kubetls {verb}: --kubeconfig: names no file\n") == (ran.code, ran.err)
+    ran = run(verb, option, "", HOME=str(tmp_path))
+    assert (2, f"kubetls {verb}: {option}: {why}\n") == (ran.code, ran.err)
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "0", "-1", "3601", "a"])

@@ -68,6 +68,8 @@ def _named(chosen: argparse.Namespace) -> Named:
     if chosen.kubeconfig == "":
         # An unset variable of a script; the user's own file was not meant.
         raise ConfigError("--kubeconfig", "names no file")
+    if getattr(chosen, "volume", None) == "":
+        raise ConfigError("--volume", "names no folder")
     return Named(
         chosen.kubeconfig, chosen.context, chosen.trust, chosen.exec, chosen.files
     )
