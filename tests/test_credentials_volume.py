@@ -132,6 +132,26 @@ def test_generations_stay_whole_under_a_busy_kubelet(tmp_path: Path) -> None:
     assert 0 < whole
 
 
+def test_generation_deleted_while_its_link_is_followed_is_no_plain_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The link was read before the swap and its goal looked up behind the deletion."""
+    publish(tmp_path, "1", token=jwt("1").encode())
+    real, missed = os.open, []
+
+    def late(path: str, *arguments: int, **keywords: int | None) -> int:
+        if path.endswith("..data") and not missed:
+            missed.append(path)
+            raise FileNotFoundError(path)
+        return real(path, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "open", late)
+    content = read_volume(str(tmp_path))
+    assert missed
+    assert content.token is not None
+    assert content.token.content == jwt("1").encode()
+
+
 def test_volume_that_never_stands_still_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

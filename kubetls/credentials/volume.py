@@ -12,6 +12,7 @@ import errno
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kubetls.credentials.anchors import BUNDLE_BYTES
@@ -84,7 +85,12 @@ def _is_current(directory: int, path: str) -> bool:
 def _generation(volume: str) -> Iterator[tuple[int, str]]:
     """Open the directory of the current generation; yield it with its path."""
     path = f"{volume}/..data"
-    descriptor = _open_directory(path)
+    descriptor: int | None = None
+    for _ in range(ATTEMPTS):
+        descriptor = _open_directory(path)
+        # A link to nothing: the kubelet deleted its goal while it was followed.
+        if descriptor is not None or not Path(path).is_symlink():
+            break
     if descriptor is None:
         path = volume
         descriptor = _open_directory(path)
