@@ -155,10 +155,17 @@ HOSTILE: dict[str, bytes] = {
     "unknown tag of a document": linked(99, []),
     "unknown type": linked(Tag.DATACLASS, [7, {}]),
     "negative type": linked(Tag.DATACLASS, [-1, {}]),
+    "negative type that fits": linked(
+        Tag.DATACLASS, [-len(TYPES), {"name": "x", "value": 1}]
+    ),
+    "false as a type": linked(Tag.DATACLASS, [False, {"name": "x", "value": 1}]),
     "missing field": linked(Tag.DATACLASS, [0, {"name": "x"}]),
     "more fields": linked(
         Tag.DATACLASS, [0, {"name": "x", "value": 1, "__class__": 2}]
     ),
+    "named tuple with a field less": linked(Tag.NAMED_TUPLE, [2, [1]]),
+    "named tuple with a field more": linked(Tag.NAMED_TUPLE, [2, [1, 2, 3]]),
+    "named tuple of another class": linked(Tag.NAMED_TUPLE, [0, ["x", 1]]),
     "no such member": linked(Tag.ENUM, [1, "BLUE"]),
     "no such segment": ormsgpack.packb(link(Tag.SEGMENT, 3)),
     "no such document": ormsgpack.packb(link(Tag.TUPLE)),
