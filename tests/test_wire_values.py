@@ -10,6 +10,7 @@ import io
 import struct
 import uuid
 import zoneinfo
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,12 @@ import numpy as np
 import ormsgpack
 import pytest
 
-from flame_backend.errors import MalformedFrame, PayloadTooLarge, ResultNotSerializable
+from flame_backend.errors import (
+    FlameError,
+    MalformedFrame,
+    PayloadTooLarge,
+    ResultNotSerializable,
+)
 from flame_backend.wire.decoding import decode
 from flame_backend.wire.frames import SEGMENT_COUNT
 from flame_backend.wire.tags import CHUNKED, COUNT, EXT_DEPTH, LINK, Tag
@@ -141,6 +147,7 @@ HOSTILE: dict[str, bytes] = {
     "33 dimensions": linked(Tag.ARRAY, ["|i1", [1] * 33, "C", b"x"]),
     "bool that is neither": linked(Tag.ARRAY, ["|b1", [1], "C", b"\x02"]),
     "scalar of two": linked(Tag.SCALAR, ["|i1", b"xx"]),
+    "bool scalar that is neither": linked(Tag.SCALAR, ["|b1", b"\x02"]),
     "unhashable member": linked(Tag.SET, [[1]]),
     "pairs of one": linked(Tag.PAIRS, [[1, 2], [3]]),
     "int of 5 kilobytes": ormsgpack.packb(ext(Tag.BIG_INT, b"x" * 5000)),
@@ -166,6 +173,8 @@ HOSTILE: dict[str, bytes] = {
     "named tuple with a field less": linked(Tag.NAMED_TUPLE, [2, [1]]),
     "named tuple with a field more": linked(Tag.NAMED_TUPLE, [2, [1, 2, 3]]),
     "named tuple of another class": linked(Tag.NAMED_TUPLE, [0, ["x", 1]]),
+    "flags of an enum": linked(Tag.FLAG, [1, Colour.RED.value]),
+    "flags of a dataclass": linked(Tag.FLAG, [0, 1]),
     "no such member": linked(Tag.ENUM, [1, "BLUE"]),
     "no such segment": ormsgpack.packb(link(Tag.SEGMENT, 3)),
     "no such document": ormsgpack.packb(link(Tag.TUPLE)),
@@ -191,6 +200,18 @@ def test_hostile_body_is_refused(body: bytes) -> None:
     """MalformedFrame is all that comes of it."""
     with pytest.raises(MalformedFrame):
         decode(body, [], result_types=TYPES)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [StopIteration, StopAsyncIteration, SystemExit, CancelledError, FlameError, Row],
+)
+def test_exception_that_steers_the_parent_is_not_rebuilt(kind: type) -> None:
+    """Also where somebody names it in result_types."""
+    body = linked(Tag.EXCEPTION, [0, [], {}])
+    with pytest.raises(MalformedFrame, match="not carried"):
+        decode(body, result_types=(kind,))
+    assert isinstance(decode(body, result_types=(ValueError,)), ValueError)
 
 
 def test_segment_is_referred_to_exactly_once() -> None:
