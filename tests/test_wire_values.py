@@ -144,8 +144,16 @@ HOSTILE: dict[str, bytes] = {
     "negative shape": linked(Tag.ARRAY, ["<i8", [-1], "C", b"x" * 8]),
     "shape that overflows": linked(Tag.ARRAY, ["|i1", [2**62, 4, 0], "C", b""]),
     "order of a list": linked(Tag.ARRAY, ["<i8", [1], ["C"], b"x" * 8]),
+    "order that is the machine's": linked(Tag.ARRAY, ["<i8", [1], "A", b"x" * 8]),
     "33 dimensions": linked(Tag.ARRAY, ["|i1", [1] * 33, "C", b"x"]),
     "bool that is neither": linked(Tag.ARRAY, ["|b1", [1], "C", b"\x02"]),
+    "scalar of an array": chunked(
+        [
+            ormsgpack.packb(["|i1", [1], "C", b"x"]),
+            ormsgpack.packb(["|i1", link(Tag.ARRAY)]),
+        ],
+        link(Tag.SCALAR, 1),
+    ),
     "scalar of two": linked(Tag.SCALAR, ["|i1", b"xx"]),
     "bool scalar that is neither": linked(Tag.SCALAR, ["|b1", b"\x02"]),
     "unhashable member": linked(Tag.SET, [[1]]),
