@@ -18,6 +18,7 @@ import pytest
 
 import kubetls
 from kubetls import testing
+from kubetls.client import list_watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,3 +121,30 @@ def test_handshake_that_ctrl_c_ends_leaves_no_socket() -> None:
             # Its traceback is alive, so that the collector has closed nothing.
             assert caught.value
             assert sockets() == before
+
+
+POD = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}
+
+
+@pytest.mark.parametrize("events", [1, 2])
+def test_stream_that_is_left_before_its_first_change_is_closed(events: int) -> None:
+    """Its watch has begun for what exists, and nobody follows it any more."""
+    with testing.server([POD]) as server, kubetls.session(server.config) as session:
+        pods = kubetls.path("v1", "pods", namespace="default")
+        with session.list_watch(pods, send_initial_events=True) as watch:
+            for _ in range(events):
+                next(watch)
+            sock = watch._watch._lease._connection.sock
+        assert sock.fileno() == -1
+
+
+def test_watch_of_a_server_that_sends_bookmarks_of_its_own_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It knows watches, and not what was asked for; a list takes its place."""
+    monkeypatch.setattr(list_watch, "INITIAL_EVENTS_END", "something else")
+    with testing.server([POD]) as server, kubetls.session(server.config) as session:
+        pods = kubetls.path("v1", "pods", namespace="default")
+        with session.list_watch(pods, send_initial_events=True) as watch:
+            next(watch)
+            gc.collect()

@@ -72,10 +72,12 @@ class ListWatch(Stream):
                 present = self._streamed()
                 if present is None:
                     present = self._listed()
-                yield from self._difference(present)
-                failures = 0
-                yield Event("SYNCED", {}, self.resource_version or "")
-                yield from self._changes()
+                # Whoever leaves in the middle leaves no connection open.
+                with self._watch or self._begin_watch(self.resource_version) as watch:
+                    yield from self._difference(present)
+                    failures = 0
+                    yield Event("SYNCED", {}, self.resource_version or "")
+                    yield from self._changes(watch)
             except Expired:
                 self._breathe()
             except TRANSIENT as error:
@@ -115,8 +117,8 @@ class ListWatch(Stream):
                     break  # it knows watches, and not what was asked for
         except (BadRequest, Invalid):
             pass
-        watch.stop()
-        self.unless_stopped()
+        with watch:  # and out: closed
+            self.unless_stopped()
         self._streams = False
         return None
 
@@ -138,19 +140,17 @@ class ListWatch(Stream):
             elif newest(known) != newest(item):
                 yield Event("MODIFIED", item, version)
 
-    def _changes(self) -> Generator[Event]:
+    def _changes(self, watch: Watch) -> Generator[Event]:
         key_of = self._collection.decoding.key
-        watch = self._watch or self._begin_watch(self.resource_version or "")
-        with watch:
-            for event in watch:
-                self.resource_version = event.resource_version or self.resource_version
-                if event.type == "BOOKMARK":
-                    continue
-                if event.type == "DELETED":
-                    self.objects.pop(key_of(event.object), None)
-                else:
-                    self.objects[key_of(event.object)] = event.object
-                yield event
+        for event in watch:
+            self.resource_version = event.resource_version or self.resource_version
+            if event.type == "BOOKMARK":
+                continue
+            if event.type == "DELETED":
+                self.objects.pop(key_of(event.object), None)
+            else:
+                self.objects[key_of(event.object)] = event.object
+            yield event
 
     def _begin_watch(self, version: str | None) -> Watch:
         initial = version is None
