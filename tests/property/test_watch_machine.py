@@ -38,8 +38,9 @@ class Watching(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.backoff = stream.BACKOFF_SECONDS
-        stream.BACKOFF_SECONDS = 0.002  # the pauses are not what is tested here
+        self.pauses = stream.BACKOFF_SECONDS, stream.BACKOFF_MAX_SECONDS
+        # They are not what is tested here: dozens of refusals may wait in a row.
+        stream.BACKOFF_SECONDS, stream.BACKOFF_MAX_SECONDS = 0.002, 0.02
         self.server = testing.server()
         self.session = kubetls.session(self.server.config, retries=QUICK)
         self.watch = self.session.list_watch(MAPS, send_initial_events=self.streams)
@@ -50,7 +51,7 @@ class Watching(RuleBasedStateMachine):
         self.watch.stop()
         self.session.close()
         self.server.stop()
-        stream.BACKOFF_SECONDS = self.backoff
+        stream.BACKOFF_SECONDS, stream.BACKOFF_MAX_SECONDS = self.pauses
 
     @rule(name=NAMES)
     def put(self, name: str) -> None:
