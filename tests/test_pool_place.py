@@ -239,6 +239,20 @@ def test_stop_gives_time_to_end_well(
     assert pid != pool.options(queue_timeout=15).call(own_pid)
 
 
+@pytest.mark.parametrize("seconds", [float("inf"), 1e30])
+def test_stop_may_wait_for_ever(
+    make: Callable[..., flame.Pool], path: str, seconds: float
+) -> None:
+    """It costs the runner nothing, nor the others that share its zygote."""
+    pool = make(max_concurrency=2)
+    other = pool.submit(time.sleep, 2)
+    placed = pool.place(serve, path, "graceful")
+    pid_of(path)
+    placed.stop(timeout=seconds)
+    assert 0 == placed.exitcode
+    assert other.result(20) is None
+
+
 def test_stop_does_not_hide_what_the_target_raised(
     make: Callable[..., flame.Pool], path: str
 ) -> None:

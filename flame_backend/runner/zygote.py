@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
     from flame_backend.runner.parent import Parent
 
+LONGEST_SECONDS: Final = 3600.0
+"""The longest sleep: a grace period may be endless, poll's time is not."""
+
 CODEC_SECONDS: Final = 0.05
 """After the first slot was forked: when the codec is loaded, for all later ones."""
 
@@ -152,7 +155,8 @@ class Zygote:
         moment = min(self._children.next_kill(), self._codec_at)
         if moment == math.inf:
             return None
-        return max(0.0, moment - time.monotonic()) * 1000 + 1
+        left = max(0.0, moment - time.monotonic())
+        return min(left, LONGEST_SECONDS) * 1000 + 1
 
     def _obey(self, kind: int, body: bytes) -> None:
         if kind == Kind.WELCOME:
