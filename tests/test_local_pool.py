@@ -358,7 +358,11 @@ def test_closed_pool_takes_no_call() -> None:
         ("max", 0),
         ("max_concurrency", 0),
         ("results", "yaml"),
+        ("results", []),
         ("result_types", ["text"]),
+        ("result_types", ValueError),
+        ("preload", "module"),
+        ("preload", None),
         ("boot_timeout", 0),
     ],
 )
@@ -372,11 +376,31 @@ def test_bad_option_is_refused_by_name(option: str, value: object) -> None:
         flame.Pool("x", max=1, no_such_option=1)  # type: ignore[call-arg]
 
 
+def test_options_that_list_things_may_be_generators() -> None:
+    """They are gone through once, so that nothing of them is lost on the way."""
+    options: dict[str, Any] = {"result_types": (kind for kind in [Point])}
+    with flame.Pool("x", max=1, backend=flame.InlineBackend(), **options) as pool:
+        assert pool.call(Point, 1, 2) == Point(1, 2)
+    options = {"preload": (name for name in ["no_such_module"])}
+    with (
+        flame.Pool("x", max=1, backend=flame.InlineBackend(), **options) as pool,
+        pytest.raises(flame.AppImportError, match="no_such_module"),
+    ):
+        pool.call(square, 1)
+
+
 @pytest.mark.parametrize("backend", ["local", flame.LocalBackend])
-def test_backend_is_an_object(backend: Any) -> None:
-    """A name, as in $FLAME_BACKEND, or a class is refused with what to write."""
-    with pytest.raises(flame.ConfigurationError, match=r"backend: .*LocalBackend\(\)"):
+def test_what_is_no_backend_is_refused_at_once(backend: Any) -> None:
+    """Its name, or the class, is not one."""
+    with pytest.raises(flame.ConfigurationError, match=r"LocalBackend\(\)"):
         flame.Pool("x", max=1, backend=backend)
+
+
+def test_variables_of_runners_are_text() -> None:
+    """A number is refused by the variable's name."""
+    env: Any = {"WORKERS": 3}
+    with pytest.raises(flame.ConfigurationError, match="WORKERS"):
+        flame.LocalBackend(env=env)
 
 
 def test_runner_has_no_flame_variables_and_knows_its_parent(pool: flame.Pool) -> None:

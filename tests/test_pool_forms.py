@@ -371,6 +371,22 @@ def test_bad_retries_are_refused(retries: Any) -> None:
         flame.Retry(on=(3,))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"on": [ConnectionError]},
+        {"on": ConnectionError},
+        {"delay": float("nan")},
+        {"delay": "1"},
+        {"max_delay": float("inf")},
+    ],
+)
+def test_retry_that_would_fail_later_is_refused(options: dict[str, Any]) -> None:
+    """Not with the first error, which would leave its call without an answer."""
+    with pytest.raises(flame.ConfigurationError, match="retries"):
+        flame.Retry(**options)
+
+
 # ---------------------------------------------------------------------- inline
 
 

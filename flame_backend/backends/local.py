@@ -78,6 +78,9 @@ class LocalBackend:
     Args:
         python: Interpreter of the runners; must be of this process' minor version.
         env: Variables added to the environment the runners inherit; None deletes one.
+
+    Raises:
+        ConfigurationError: A variable is no text.
     """
 
     def __init__(
@@ -87,6 +90,9 @@ class LocalBackend:
     ) -> None:
         self._python = os.fspath(python)
         self._env = dict(env or {})
+        for name, value in self._env.items():
+            if not isinstance(name, str) or not isinstance(value, str | None):
+                raise ConfigurationError("env", f"{name!r}: names and values are text")
         self._reset()
 
     def _reset(self) -> None:

@@ -28,8 +28,7 @@ from flame_backend.pool.options import (
     MAX_RESULT,
     SCALE_UP_TIMEOUT,
     SHUTDOWN_TIMEOUT,
-    check_backend,
-    default_backend,
+    chosen_backend,
     fresh_instance,
     initializer_request,
     limit_seconds,
@@ -172,7 +171,6 @@ class Pool(Forms, concurrent.futures.Executor):
             raise ConfigurationError("nested", 'must be "error"')
         if on_event is not None and not callable(on_event):
             raise ConfigurationError("on_event", "a function of one event")
-        check_backend(backend)
         options = CallOptions(
             timeout=limit_seconds("timeout", timeout),
             queue_timeout=limit_seconds("queue_timeout", queue_timeout),
@@ -181,7 +179,7 @@ class Pool(Forms, concurrent.futures.Executor):
         super().__init__(Home(spec), options)
         self._on_event = on_event
         self._initializer = initializer_request(initializer, initargs, spec)
-        self._backend = default_backend() if backend is None else backend
+        self._backend = chosen_backend(backend)
         if parent() is not None:
             # A runner has the app's modules, and must not boot what they ask for.
             self._sizing = replace(self._sizing, min=0)

@@ -6,7 +6,8 @@ import math
 import os
 import re
 import secrets
-from typing import TYPE_CHECKING, Any, Final, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from flame_backend.backends.base import MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES, PoolSpec
 from flame_backend.errors import ConfigurationError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from flame_backend.backends.base import Backend
+
+T = TypeVar("T")
 
 BOOT_TIMEOUT: Final = 120.0
 SCALE_UP_TIMEOUT: Final = 900.0
@@ -74,12 +77,14 @@ def pool_spec(  # noqa: PLR0913 - one argument for each option
     # The length of a frame's body is a field of 32 bits.
     _count("max_result", max_result, BODY_BYTES)
     _count("max_payload", max_payload, BODY_BYTES)
-    if results not in {"data", "pickle"}:
+    if results not in ("data", "pickle"):
         raise ConfigurationError("results", 'must be "data" or "pickle"')
+    result_types = _listed("result_types", result_types, "classes")
     for kind in result_types:
         if not isinstance(kind, type):
             raise ConfigurationError("result_types", f"{kind!r} is no class")
-    if isinstance(preload, str) or not all(isinstance(m, str) for m in preload):
+    preload = _listed("preload", preload, "module names")
+    if not all(isinstance(module, str) for module in preload):
         raise ConfigurationError("preload", "a list of module names")
     if on_boot is not None and not callable(on_boot):
         raise ConfigurationError("on_boot", "a function without arguments")
@@ -92,10 +97,10 @@ def pool_spec(  # noqa: PLR0913 - one argument for each option
         max_lifetime=max_lifetime,
         shutdown_timeout=shutdown_timeout,
         results=results,
-        result_types=tuple(result_types),
+        result_types=result_types,
         max_result=max_result,
         max_payload=max_payload,
-        preload=tuple(preload),
+        preload=preload,
         on_boot=on_boot,
     )
 
@@ -133,7 +138,7 @@ def pool_sizing(  # noqa: PLR0913 - one argument for each option
     ]:
         if value is not None:
             _count(option, value, BODY_BYTES)
-    if placement not in {"least_loaded", "pack"}:
+    if placement not in ("least_loaded", "pack"):
         raise ConfigurationError("placement", 'must be "least_loaded" or "pack"')
     return Sizing(
         max=max_runners,
@@ -193,20 +198,30 @@ def _seconds(option: str, value: float, *, zero: bool = False) -> None:
         raise ConfigurationError(option, f"seconds, {least} and not endless")
 
 
+def _listed(option: str, values: Iterable[T], what: str) -> tuple[T, ...]:
+    """Return the members of an option that holds several, gone through once."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ConfigurationError(option, f"a list of {what}")
+    return tuple(values)
+
+
 def _count(option: str, value: int, most: int) -> None:
     if type(value) is not int or not 0 < value <= most:
         raise ConfigurationError(option, f"a whole number, 1 to {most}")
 
 
-def check_backend(given: object) -> None:
-    """Refuse a name, as $FLAME_BACKEND takes it, and a class.
+def chosen_backend(given: Backend | None) -> Backend:
+    """Return the backend that a pool was given, or the one for where it is.
 
     Raises:
-        ConfigurationError: It is no backend.
+        ConfigurationError: It is none.
     """
-    if isinstance(given, str | type):
-        reason = "an object: LocalBackend(), KubernetesBackend(), InlineBackend()"
+    if given is None:
+        return default_backend()
+    if isinstance(given, type) or not hasattr(given, "open_slot"):
+        reason = f"{given!r} is no backend; flame_backend.LocalBackend() makes one"
         raise ConfigurationError("backend", reason)
+    return given
 
 
 def default_backend() -> Backend:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from flame_backend.errors import BootError, ConfigurationError, RunnerLost
@@ -31,10 +32,13 @@ class Retry:
     def __post_init__(self) -> None:
         if type(self.times) is not int or self.times < 0:
             raise ConfigurationError("retries", "a whole number of tries, 0 or more")
-        if not all(isinstance(k, type) and issubclass(k, Exception) for k in self.on):
+        # A list would fail when it is asked about the first error.
+        if type(self.on) is not tuple or not all(map(_is_exception, self.on)):
             raise ConfigurationError("retries", "on: a tuple of exception classes")
-        if self.delay < 0 or self.max_delay < 0:
-            raise ConfigurationError("retries", "delays are seconds, 0 or more")
+        for seconds in (self.delay, self.max_delay):
+            if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+                rule = "delays are seconds, 0 or more and not endless"
+                raise ConfigurationError("retries", rule)
 
     def pause(self, error: BaseException, tries: int) -> float | None:
         """Return the seconds to wait before another try, None for no other try.
@@ -51,6 +55,10 @@ class Retry:
         if not unstarted and not isinstance(error, self.on):
             return None
         return min(self.max_delay, self.delay * 2.0**tries)
+
+
+def _is_exception(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Exception)
 
 
 def retry_policy(retries: int | Retry) -> Retry | None:
