@@ -166,6 +166,29 @@ def test_exception_of_the_app_comes_back_as_itself(pool: flame.Pool) -> None:
     assert ("/a", ("/a", 3)) == (caught.value.path, caught.value.args)
 
 
+class ExitsWhenPickled(Exception):
+    """Ends the program that pickles it."""
+
+    def __reduce__(self) -> Any:
+        sys.exit(3)
+
+
+def fail_in_pickling() -> None:
+    raise ExitsWhenPickled
+
+
+def test_runner_that_pickles_survives_what_it_pickles() -> None:
+    """An error goes as text then, and what a result can't be is said of the result."""
+    backend = flame.LocalBackend()
+    with flame.Pool("x", max=1, backend=backend, results="pickle") as pool:
+        pid = pool.call(os.getpid)
+        with pytest.raises(flame.RemoteError, match="ExitsWhenPickled"):
+            pool.call(fail_in_pickling)
+        with pytest.raises(flame.ResultNotSerializable, match="result cannot be"):
+            pool.call(threading.Lock)
+        assert pid == pool.call(os.getpid)
+
+
 @pytest.mark.parametrize("call", ["sys.exit(3)", "raise KeyboardInterrupt"])
 def test_exception_that_would_steer_the_parent_is_told(
     pool: flame.Pool, call: str

@@ -60,6 +60,40 @@ class Unprintable(Exception):
     __repr__ = __str__
 
 
+class Exits(Exception):
+    """Ends the program of whoever looks at its arguments."""
+
+    @property
+    def args(self) -> Any:  # type: ignore[override]
+        raise SystemExit(3)
+
+
+class Hostile(Exception):
+    """Ends it for any attribute."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise SystemExit(3)
+
+
+class Homeless(Exception):
+    """As code that was made without a module has it."""
+
+    __module__ = None  # type: ignore[assignment]
+
+
+class Unequal(type):
+    """Of classes that cannot be compared."""
+
+    def __eq__(cls, other: object) -> bool:
+        raise SystemExit(3)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Incomparable(Exception, metaclass=Unequal):
+    """Cannot be looked up among the result types."""
+
+
 class Lost(RunnerLost):
     """Would be taken for the pool's own loss."""
 
@@ -171,6 +205,19 @@ def test_remote_error_tells_the_whole_story() -> None:
         assert text in shown
     again = pickle.loads(pickle.dumps(found.__cause__))
     assert str(found.__cause__) == str(again)
+
+
+@pytest.mark.parametrize("kind", [Exits, Hostile, Incomparable])
+def test_exception_that_attacks_who_looks_at_it_is_text(kind: type[Exception]) -> None:
+    """The slot that tells of it lives on."""
+    found = crossed(kind("x"), (*TYPES, Exits, Hostile))
+    assert type(found) is RemoteError
+    assert kind.__qualname__ in found.type_name
+
+
+def test_exception_without_a_module_comes_back() -> None:
+    """When it is registered, as any."""
+    assert type(crossed(Homeless("x"), (Homeless,))) is Homeless
 
 
 STEERING: list[BaseException] = [

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,6 +18,9 @@ from flame_backend.errors import NotSerializable, PayloadTooLarge
 from flame_backend.wire.frames import Kind, Limits
 from flame_backend.wire.functions import dump_call, dump_object, load_object
 from flame_backend.wire.link import Body, Link
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LIMIT = 64 * 1024 * 1024
 LOAD = (
@@ -61,6 +64,28 @@ class Unspeakable:
 
     def __reduce__(self) -> str:
         raise OSError
+
+
+class Unlookable:
+    """Fails when it is looked into, and cannot be sent."""
+
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override]
+        raise ValueError
+
+    def __reduce__(self) -> str:
+        raise OSError
+
+
+def too_early() -> Callable[[], object]:
+    """Return a function one of whose variables is not set yet."""
+
+    def early() -> object:
+        return later, _LOCK
+
+    if _LOCK is None:
+        later = 1
+    return early
 
 
 def dumped(function: Any, *args: Any, **kwargs: Any) -> bytes:
@@ -157,6 +182,8 @@ REFUSED: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
     (lambda lock=_LOCK: lock, (), {}, "the function"),
     (len, (iter(()), (x for x in ())), {}, "args[1] (in argument 2)"),
     (len, (Unspeakable(),), {}, "args[0] (in argument 1)"),
+    (len, ([Unlookable()],), {}, "args[0][0] (in argument 1)"),
+    (too_early(), (), {}, "function (in the function)"),
     (len, ({Unspeakable(): _LOCK},), {}, "args[0][Unspeakable]"),
 ]
 

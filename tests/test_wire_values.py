@@ -398,12 +398,12 @@ def test_value_that_contains_itself_is_refused() -> None:
     """Lists, dicts and their mixtures."""
     loop: list[Any] = []
     loop.append({"again": loop})
-    with pytest.raises(ResultNotSerializable):
+    with pytest.raises(ResultNotSerializable, match="contains itself"):
         encode(loop)
     deep: Any = None
     for _ in range(5000):
         deep = [deep]
-    with pytest.raises(ResultNotSerializable):
+    with pytest.raises(ResultNotSerializable, match="nested too deeply"):
         encode(deep)
 
 

@@ -16,7 +16,12 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from flame_backend.errors import LinkError, PayloadTooLarge, ResultNotSerializable
+from flame_backend.errors import (
+    LinkError,
+    NotSerializable,
+    PayloadTooLarge,
+    ResultNotSerializable,
+)
 from flame_backend.runner.output import running
 from flame_backend.runner.processes import end_below
 from flame_backend.runner.progress import current
@@ -240,8 +245,9 @@ class Slot:
     def _pickled(self, value: object) -> Encoded:
         try:
             body = dump_object(value)
-        except TypeError as error:
-            raise ResultNotSerializable(str(error)) from error
+        except NotSerializable as error:
+            msg = f"the result cannot be pickled ({error.__cause__}); return plain data"
+            raise ResultNotSerializable(msg) from error
         if len(body) > self._limit:
             raise PayloadTooLarge("result", len(body), self._limit)
         return Encoded(body, [])
@@ -328,7 +334,7 @@ def _pickled(error: BaseException) -> bytes:
     try:
         body = dump_object(error)
         load_object(body)
-    except Exception:  # noqa: BLE001 - exceptions with odd constructors
+    except BaseException:  # noqa: BLE001 - exceptions with odd constructors
         return b""
     return body
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 SEARCH_DEPTH: Final = 32
 
+_CONTAINERS: Final = {dict, list, tuple, set, frozenset}
+
 _TABLES: Final = {"pandas", "polars", "pyarrow"}
 
 
@@ -33,6 +35,9 @@ def complaint(value: object, encoder: Packer) -> str:
     """Say which part of a result was refused, and what to do."""
     where, part = _offender(value, "result", encoder, 0)
     kind = type(part)
+    if kind in _CONTAINERS and not encoder.reason:
+        why = "is nested too deeply, contains itself, or holds what cannot travel"
+        return f"{where} {why}: return flatter data"
     more = f" ({encoder.reason})" if encoder.reason else ""
     name = f"{kind.__module__}.{kind.__qualname__}"
     return f"{where} is of type {name}{more}: {_remedy(part, encoder)}"
@@ -92,7 +97,7 @@ def _parts(value: object, encoder: Packer) -> Iterator[tuple[str, object]]:
             yield f"[{_shown(key)}]", item
     elif encoder.is_registered(kind):
         yield from _attributes(value, kind)
-    elif kind in {list, tuple, set, frozenset}:
+    elif kind in _CONTAINERS:
         members: Any = value
         yield from ((f"[{number}]", item) for number, item in enumerate(members))
 
@@ -155,10 +160,18 @@ def _unsendable(
 ) -> tuple[str, object]:
     """Find the innermost part that cannot be sent on its own."""
     if depth:
-        for name, part in _reachable(value):
+        for name, part in _found(value):
             if not can_be_sent(part):
                 return _unsendable(where + name, part, can_be_sent, depth - 1)
     return where, value
+
+
+def _found(value: object) -> list[tuple[str, object]]:
+    """Return what is reachable from a value, nothing when that cannot be told."""
+    try:
+        return list(_reachable(value))
+    except Exception:  # noqa: BLE001 - a user's property, a variable not yet set
+        return []
 
 
 def _reachable(value: Any) -> Iterator[tuple[str, object]]:

@@ -64,27 +64,28 @@ def encode_exception(
         "state": None,
         "index": None,
     }
-    kinds = list(result_types)
+    try:
+        return encode(
+            facts | _held(error, name, list(result_types)),
+            result_types=result_types,
+            limit=STATE_BYTES,
+            total_limit=STATE_BYTES,
+        )
+    except BaseException:  # noqa: BLE001 - odd attributes: the text goes without them
+        return encode(facts)
+
+
+def _held(error: BaseException, name: str, kinds: list[type]) -> dict[str, Any]:
+    """Return what it takes to rebuild an exception, nothing when it is told as text."""
+    kind = type(error)
     if kind in kinds and not rebuilding.steers(kind):
         index = kinds.index(kind)
     elif _TABLE.get(name) is kind:
         index = None
     else:
-        return encode(facts)
-    try:
-        held = {
-            "index": index,
-            "args": list(error.args),
-            "state": rebuilding.exception_state(error),
-        }
-        return encode(
-            facts | held,
-            result_types=result_types,
-            limit=STATE_BYTES,
-            total_limit=STATE_BYTES,
-        )
-    except Exception:  # noqa: BLE001 - odd attributes: the text goes without them
-        return encode(facts)
+        return {}
+    state = rebuilding.exception_state(error)
+    return {"index": index, "args": list(error.args), "state": state}
 
 
 def decode_exception(
@@ -144,7 +145,10 @@ def _rebuilt(kind: type[Exception], facts: Any, remote: RemoteError) -> Exceptio
 
 
 def _qualified(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+    try:
+        return f"{kind.__module__}.{kind.__qualname__}"
+    except BaseException:  # noqa: BLE001 - a user's metaclass
+        return "(its name could not be read)"
 
 
 def _text(shown: object) -> str:

@@ -171,7 +171,7 @@ def steers(kind: type) -> bool:
         not issubclass(kind, Exception)
         or issubclass(kind, _STEERING_CLASSES)
         or any(
-            base.__module__.partition(".")[0] in _STEERING_PACKAGES
+            str(base.__module__).partition(".")[0] in _STEERING_PACKAGES
             for base in kind.__mro__
         )
     )
