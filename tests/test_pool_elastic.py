@@ -418,6 +418,17 @@ def test_initializer_that_kills_its_process_fails_the_boot(
         pool.call(abs, -1)
 
 
+def test_initializer_that_hangs_fails_the_boot(
+    make: Callable[..., flame.Pool],
+) -> None:
+    """Callers do not wait for it longer than for what hangs in an import."""
+    options = {"initializer": time.sleep, "initargs": (600,), "boot_timeout": 0.5}
+    pool = make(max=1, queue_timeout=60, **options)
+    with pytest.raises(flame.BootTimeout, match=r"0\.5 s for the initializer"):
+        pool.call(abs, -1)
+    assert not pool.status().runners
+
+
 def test_initializer_that_hangs_does_not_hold_up_the_end(
     make: Callable[..., flame.Pool],
 ) -> None:

@@ -65,7 +65,7 @@ class Pool(Forms, concurrent.futures.Executor):
         timeout: Seconds a call may run; None for no limit.
         queue_timeout: Seconds a call may wait for a slot; None for no limit. A pool
             whose runners do not boot fails its callers all the same.
-        boot_timeout: Seconds a runner may take to be ready.
+        boot_timeout: Seconds a runner may take to be ready, and then its initializer.
         scale_up_timeout: Seconds for which that clock may stand still besides, while
             the cluster adds a node or pulls an image; 0 for none.
         shutdown_timeout: Seconds that calls may take to finish when the interpreter

@@ -86,7 +86,7 @@ class Ledger:
         self.infos: dict[str, RunnerInfo] = {}
         self.calls: dict[int, Call] = {}
         self.placed: set[PlacedCall] = set()
-        self._timed: dict[int, Call] = {}
+        self._timed: set[Call] = set()
         self._delayed: list[tuple[float, int, Call]] = []
         idle = machine.sizing.idle_after, machine.sizing.min_idle_after
         self.rest_seconds = min((s for s in idle if s is not None), default=math.inf)
@@ -128,7 +128,7 @@ class Ledger:
         if lease is not None:
             self._kept = None
             self.calls[call.id] = call
-            self._join(call, lease, now)
+            self.join(call, lease, now)
         return lease
 
     def enter(self, call: Call, now: float, *, again: bool) -> list[Command]:
@@ -174,7 +174,7 @@ class Ledger:
         """Forget a call, and return what it held."""
         self.calls.pop(call.id, None)
         if call.timeout is not None or call.doom is not None:
-            self._timed.pop(call.id, None)
+            self._timed.discard(call)
         lease, call.lease = call.lease, None
         if lease is not None:
             lease.call = None
@@ -185,7 +185,7 @@ class Ledger:
 
     def break_link(self, call: Call, now: float) -> Lease | None:
         """Close a call's link and end its process; return its lease."""
-        self._timed.pop(call.id, None)
+        self._timed.discard(call)
         lease, call.lease = call.lease, None
         if lease is not None:
             call.run_s = now - call.started_at
@@ -205,7 +205,7 @@ class Ledger:
         assert call.lease is not None  # it runs
         call.doom = end
         call.deadline = now + grace + LAST_RESORT_SECONDS
-        self._timed[call.id] = call
+        self._timed.add(call)
         self.keeper.by(call.deadline)
         self._kill(call.lease, grace)
 
@@ -254,9 +254,9 @@ class Ledger:
 
     def _assign(self, command: Assign, now: float) -> None:
         lease = self.leases[command.runner, command.slot]
-        self._join(self.calls[command.call], lease, now)
+        self.join(self.calls[command.call], lease, now)
 
-    def _join(self, call: Call, lease: Lease, now: float) -> None:
+    def join(self, call: Call, lease: Lease, now: float) -> None:
         """Give a call its slot."""
         lease.call = call
         call.lease = lease
@@ -268,7 +268,7 @@ class Ledger:
             call.node, call.boot_s = info.node, info.boot_seconds
         if call.timeout is not None:
             call.deadline = now + call.timeout
-            self._timed[call.id] = call
+            self._timed.add(call)
             self.keeper.by(call.deadline)
         if call.future is not None:
             self._dispatch(call)
@@ -317,7 +317,7 @@ class Ledger:
             if self.ended:
                 return
             now = time.monotonic()
-            for call in [c for c in self._timed.values() if c.deadline <= now]:
+            for call in [c for c in self._timed if c.deadline <= now]:
                 self._late(call, now)
             deferred = self.settle(self.machine.tick(now), now)
             while self._delayed and self._delayed[0][0] <= now:
@@ -327,7 +327,7 @@ class Ledger:
                     deferred += self.enter(call, now, again=True)
             if self._delayed:
                 self.keeper.by(self._delayed[0][0])
-            for call in self._timed.values():
+            for call in self._timed:
                 self.keeper.by(call.deadline)
             self.mind_time()
         self.carry_out(deferred)
@@ -338,7 +338,7 @@ class Ledger:
         if lease is not None and call.doom is None:
             self.doom(call, CallTimeout("run", call.timeout or 0.0), now)
             return
-        del self._timed[call.id]
+        self._timed.discard(call)
         if lease is not None:
             lease.link.shutdown()
 

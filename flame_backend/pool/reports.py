@@ -9,7 +9,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from flame_backend.errors import AppImportError, CallCrashed, LinkError
+from flame_backend.errors import AppImportError, BootTimeout, CallCrashed, LinkError
 from flame_backend.events import BootPhase, GrowEnd, RunnerEnded
 from flame_backend.pool.calls import Call, Lease
 from flame_backend.pool.commands import End
@@ -73,7 +73,9 @@ class Reports:
                 link.close()
                 return
             if self._initializer is not None:
-                lease.call = Call(0, self._initializer)
+                # The boot is not over before that.
+                call = Call(0, self._initializer, ledger.spec.boot_timeout)
+                ledger.join(call, lease, time.monotonic())
                 self._prepare(lease)
                 return
             deferred = self._usable(lease)
@@ -84,17 +86,24 @@ class Reports:
         ledger = self._ledger
         key = (lease.runner, lease.slot)
         with ledger.lock:
-            lease.call = None
-            if ledger.leases.get(key) is not lease:
-                # The slot or its runner ended meanwhile, which has been reported.
-                lease.link.close()
-                return
-            if error is None:
+            call = lease.call
+            assert call is not None  # the initializer
+            ledger.release(call, time.monotonic())
+            if call.doom is not None:
+                reason = f"waited {call.timeout:g} s for the initializer"
+                error = BootTimeout(lease.runner, "init", reason)
+            deferred: list[Command] = []
+            present = ledger.leases.get(key) is lease
+            if present and error is None:
                 deferred = self._usable(lease)
             else:
-                ledger.leases.pop(key).link.close()
-                ledger.backend.kill_slot(*key)
-                deferred = self._unprepared(lease.runner, error)
+                lease.link.close()
+                if present:
+                    del ledger.leases[key]
+                    ledger.backend.kill_slot(*key)
+                # Otherwise slot or runner ended meanwhile, which has been reported.
+                if error is not None and (present or call.doom is not None):
+                    deferred = self._unprepared(lease.runner, error)
         ledger.carry_out(deferred)
 
     def _usable(self, lease: Lease) -> list[Command]:
@@ -116,9 +125,7 @@ class Reports:
         found = machine.roster.runners.get(runner)
         if found is None or found.served or isinstance(error, LinkError):
             return []
-        reason = f"the initializer raised {type(error).__name__}: {error}"
-        trace = getattr(error.__cause__, "traceback_text", "")
-        failure = AppImportError(runner, "init", reason.partition("\n")[0], trace)
+        failure = error if isinstance(error, BootTimeout) else _told(runner, error)
         now = time.monotonic()
         commands = machine.boot_failed(runner, failure, now)
         return self._settled([End(runner, "failed"), *commands], now)
@@ -198,3 +205,10 @@ class Reports:
     def _announce(self, event: Event) -> None:
         if self._ledger.announce is not None:
             self._ledger.announce(event)
+
+
+def _told(runner: str, error: BaseException) -> BootError:
+    """Return what callers are told of an initializer that raised."""
+    reason = f"the initializer raised {type(error).__name__}: {error}"
+    trace = getattr(error.__cause__, "traceback_text", "")
+    return AppImportError(runner, "init", reason.partition("\n")[0], trace)
