@@ -19,6 +19,7 @@ from urllib3.util.connection import is_connection_dropped
 import kubetls
 from kubetls import testing
 from kubetls.client.stream import Stream
+from kubetls.transport.connection import VerifiedConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -845,6 +846,19 @@ def test_a_lease_that_is_over_does_nothing(
     new.interrupt()
     assert is_connection_dropped(connection)
     connection.close()
+
+
+def test_a_stop_meets_a_connection_that_just_closes(session: kubetls.Session) -> None:
+    """Its own thread may be through with it between two lines of stop()."""
+    session.get(PODS)
+    connection = session._exchange._live_pool()._get_conn()
+    lease, sock = connection.lease(), connection.sock
+    seen = [None, sock]
+    closing = property(lambda _: seen.pop())
+    connection.__class__ = type("Closing", (VerifiedConnection,), {"sock": closing})
+    lease.interrupt()
+    assert b"" == sock.recv(1)
+    sock.close()
 
 
 def test_next_gives_up_in_time_and_goes_on(

@@ -180,9 +180,11 @@ class VerifiedConnection(HTTPSConnection):
             if lease is not self._lease:
                 return
             self._lease = None
-            if self.sock is not None:
+            # Once: the thread that reads may close the connection meanwhile.
+            sock = self.sock
+            if sock is not None:
                 with suppress(OSError):
-                    self.sock.shutdown(socket.SHUT_RDWR)
+                    sock.shutdown(socket.SHUT_RDWR)
 
     # http.client prints headers, the token among them, when this is set.
     @property
