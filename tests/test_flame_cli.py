@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flame_backend import cli
+from flame_backend import Pool, cli
+from flame_backend.backends.kubernetes.identity import identity_of
 from flame_backend.cli import output
 from flame_backend.cli.trial import Boot
 from flame_backend.events import BootPhase, Event, GrowEnd, GrowStart
@@ -423,6 +424,19 @@ def test_render_prints_the_pod_as_yaml(
     found = json.loads(printed(capsys, "render", "--parent", parent, "--json"))
     assert pod.keys() == found.keys()
     assert pod["spec"].keys() == found["spec"].keys()
+
+
+def test_rendered_pod_has_the_times_of_a_pool_with_default_options(
+    capsys: pytest.CaptureFixture[str], parent: str
+) -> None:
+    """What sweeps and the kubelet go by: none of them is written a second time."""
+    pod = json.loads(printed(capsys, "render", "--parent", parent, "--json"))
+    spec = Pool("thumbs", max=1)._home.spec
+    identity = identity_of(spec, "process", "runner")
+    expected = (f"{identity.boot_timeout:g}", identity.grace)
+    annotations = pod["metadata"]["annotations"]
+    grace = pod["spec"]["terminationGracePeriodSeconds"]
+    assert expected == (annotations["flame-backend/boot-timeout"], grace)
 
 
 @pytest.mark.parametrize(

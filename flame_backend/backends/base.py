@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from flame_backend.errors import BootError, RunnerLost
     from flame_backend.wire.link import Link
 
+BOOT_TIMEOUT_SECONDS = 120.0
+SCALE_UP_TIMEOUT_SECONDS = 900.0
+SHUTDOWN_TIMEOUT_SECONDS = 25.0
+
 MAX_RESULT_BYTES = 16 * 1024 * 1024
 """Default of max_result; bounds what a runner can make the parent's decoder build."""
 
@@ -55,10 +59,10 @@ class PoolSpec:
     name: str
     instance: str
     slots: int = 1
-    boot_timeout: float = 120.0
-    scale_up_timeout: float = 900.0
+    boot_timeout: float = BOOT_TIMEOUT_SECONDS
+    scale_up_timeout: float = SCALE_UP_TIMEOUT_SECONDS
     max_lifetime: float | None = None
-    shutdown_timeout: float = 25.0
+    shutdown_timeout: float = SHUTDOWN_TIMEOUT_SECONDS
     results: Literal["data", "pickle"] = "data"
     result_types: tuple[type, ...] = ()
     max_result: int = MAX_RESULT_BYTES

@@ -9,12 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from flame_backend.backends.base import PoolSpec
+from flame_backend.backends.kubernetes.identity import identity_of
 from flame_backend.backends.kubernetes.lease import owner_reference, require_account
-from flame_backend.backends.kubernetes.manifest import (
-    RunnerIdentity,
-    RunnerOptions,
-    stages,
-)
+from flame_backend.backends.kubernetes.manifest import RunnerOptions, stages
+from flame_backend.backends.kubernetes.pods import audience_prefix
 from flame_backend.backends.kubernetes.yaml_text import parsed
 from flame_backend.cli.cluster import (
     in_pod,
@@ -29,10 +28,7 @@ if TYPE_CHECKING:
     import argparse
 
     import kubetls
-
-# What a pool with default options would say.
-BOOT_TIMEOUT: Final = 120.0
-GRACE: Final = 30
+    from flame_backend.backends.kubernetes.manifest import RunnerIdentity
 
 
 def add_parent_options(parser: argparse.ArgumentParser) -> None:
@@ -146,18 +142,16 @@ _NO_UID: Final = "00000000-0000-0000-0000-000000000000"
 
 
 def _identity(pool: str, parent: dict[str, Any]) -> RunnerIdentity:
+    """Return what a pool with default options would say."""
     require_name(pool, "--pool")
     instance = secrets.token_hex(8)
     name = f"{pool}-{instance[:8]}"
-    return RunnerIdentity(
-        name=name,
-        pool=pool,
-        instance=instance,
+    return identity_of(
+        PoolSpec(name=pool, instance=instance),
         process=secrets.token_hex(8),
-        audience=f"flame-backend/{parent['metadata']['uid']}/{name}",
-        parent_variable="(public facts about the parent, set when the runner boots)",
-        boot_timeout=BOOT_TIMEOUT,
-        grace=GRACE,
+        runner=name,
+        audience=f"{audience_prefix(parent['metadata']['uid'])}{name}",
+        variable="(public facts about the parent, set when the runner boots)",
     )
 
 

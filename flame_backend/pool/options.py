@@ -9,7 +9,14 @@ import secrets
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
-from flame_backend.backends.base import MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES, PoolSpec
+from flame_backend.backends.base import (
+    BOOT_TIMEOUT_SECONDS,
+    MAX_PAYLOAD_BYTES,
+    MAX_RESULT_BYTES,
+    SCALE_UP_TIMEOUT_SECONDS,
+    SHUTDOWN_TIMEOUT_SECONDS,
+    PoolSpec,
+)
 from flame_backend.errors import ConfigurationError
 from flame_backend.pool.commands import Sizing
 from flame_backend.pool.initializing import run_initializer
@@ -22,9 +29,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-BOOT_TIMEOUT: Final = 120.0
-SCALE_UP_TIMEOUT: Final = 900.0
-SHUTDOWN_TIMEOUT: Final = 25.0
+BOOT_TIMEOUT: Final = BOOT_TIMEOUT_SECONDS
+SCALE_UP_TIMEOUT: Final = SCALE_UP_TIMEOUT_SECONDS
+SHUTDOWN_TIMEOUT: Final = SHUTDOWN_TIMEOUT_SECONDS
 IDLE_SHUTDOWN_AFTER: Final = 30.0
 RUNNERS: Final = 100_000
 """Far beyond what one process can talk to; catches seconds given for a count."""
