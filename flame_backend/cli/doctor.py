@@ -11,6 +11,7 @@ from flame_backend.backends.kubernetes.access import (
     RULES,
     SELF_RULES,
 )
+from flame_backend.backends.kubernetes.own_pod import addresses_of
 from flame_backend.backends.kubernetes.pod_template import app_container
 from flame_backend.cli import output, trial
 from flame_backend.cli.check import Check
@@ -220,8 +221,7 @@ def _variables(parent: dict[str, Any], container: str | None) -> Check:
 
 
 def _addresses(parent: dict[str, Any], *, from_file: bool) -> Check:
-    status = parent.get("status") or {}
-    addresses = [entry["ip"] for entry in status.get("podIPs") or ()]
+    addresses = addresses_of(parent)
     if addresses:
         return Check("address", "ok", f"runners dial {', '.join(addresses)}")
     verdict = "skip" if from_file else "fail"

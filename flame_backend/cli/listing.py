@@ -226,8 +226,4 @@ def cause_of(pod: dict[str, Any]) -> str:
     found = None if phase == "Succeeded" else end_of(pod) or silence_of(pod)
     if found is None and phase == "Pending":
         found = waiting_for(pod).cause
-    if found is None:
-        return ""
-    if found.words.startswith(found.name):
-        return found.words
-    return f"{found.name}: {found.words}" if found.words else found.name
+    return "" if found is None else found.line()

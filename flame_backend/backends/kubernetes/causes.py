@@ -130,7 +130,7 @@ class Cause:
 
     def boot_error(self, runner: str) -> BootError:
         """Return what a boot ends in."""
-        return self.kind(runner, self.phase, self._line(), self.log_tail)
+        return self.kind(runner, self.phase, self.line(), self.log_tail)
 
     def lost(self, runner: str) -> RunnerLost:
         """Return what the calls of a runner end in."""
@@ -140,7 +140,8 @@ class Cause:
         code, signal = self.exit_code, self.signal
         return RunnerLost(runner, self.name, detail, False, code, signal, self.log_tail)
 
-    def _line(self) -> str:
+    def line(self) -> str:
+        """Return name and words in one line."""
         if self.words.startswith(self.name):
             return self.words
         return f"{self.name}: {self.words}" if self.words else self.name
