@@ -27,7 +27,7 @@ from flame_backend.backends.output import Output
 from flame_backend.backends.tickets import TICKET_SECONDS, Tickets
 from flame_backend.backends.welcome import version_skew, welcome_body
 from flame_backend.errors import LinkClosed, MalformedFrame
-from flame_backend.wire.frames import Kind, Limits, pack_frame
+from flame_backend.wire.frames import SEGMENT_COUNT, Kind, Limits, pack_frame
 from flame_backend.wire.link import Link
 
 if TYPE_CHECKING:
@@ -37,15 +37,11 @@ if TYPE_CHECKING:
     from flame_backend.backends.base import PoolSpec, SlotEnd
     from flame_backend.backends.control_link import Report
 
-__all__ = ["Events", "Hub", "version_skew"]
-
 HEARTBEAT_SECONDS: Final = 5.0
 SUSPECT_SECONDS: Final = 15.0
 DEAD_SECONDS: Final = 30.0
 READS_AT_ONCE: Final = 8
 """Then it is the turn of other links, moments and steps."""
-
-SEGMENTS: Final = 4096
 
 
 class Events(Protocol):
@@ -85,7 +81,7 @@ class Hub:
         self.output = Output(spec.name)
         self._beating = False
         self.slot_limits = Limits(
-            spec.max_result, SEGMENTS, max(spec.max_payload, spec.max_result)
+            spec.max_result, SEGMENT_COUNT, max(spec.max_payload, spec.max_result)
         )
         self._loop = Loop(f"flame-hub-{spec.name}", self._end)
         self._greetings = Greetings(self._loop, self._tickets, self._greeted)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.runner.parent import PROTOCOL_VERSION
 from flame_backend.version import VERSION
-from flame_backend.wire.frames import FrameDecoder, Kind, Limits, pack_frame
+from flame_backend.wire.frames import WELCOME_LIMITS, FrameDecoder, Kind, pack_frame
 
 if TYPE_CHECKING:
     from flame_backend.runner.parent import Parent
@@ -31,8 +31,6 @@ TOKEN_BYTES: Final = 12 * 1024
 SEND_SECONDS: Final = 5.0
 """Control frames are small; a parent that takes none for so long has hung."""
 
-# WELCOME carries the pool's setup, classes of the main script included.
-_LIMITS: Final = Limits(64 * 1024 * 1024)
 _READ_BYTES: Final = 64 * 1024
 _DESCRIPTORS: Final = 16
 
@@ -44,7 +42,7 @@ class Control:
         self._parent = parent
         self._passes = parent.transport == "fd"
         self._sock: Any = None
-        self._decoder = FrameDecoder(_LIMITS)
+        self._decoder = FrameDecoder(WELCOME_LIMITS)
         self.descriptors: deque[int] = deque()
         self.heard = time.monotonic()
         self.ended = True
@@ -63,7 +61,7 @@ class Control:
             from flame_backend.runner.dial import dial
 
             self._sock = dial(self._parent)
-        self._decoder = FrameDecoder(_LIMITS)
+        self._decoder = FrameDecoder(WELCOME_LIMITS)
         self.heard = time.monotonic()
         self.ended = False
         self._sock.sendall(pack_frame(Kind.HELLO, _hello(self._parent)))

@@ -26,7 +26,7 @@ from flame_backend.runner.fresh import Origin, replace_process, spawn_slot
 from flame_backend.runner.output import Outlet, is_possible, running
 from flame_backend.runner.processes import die_with, threads_left
 from flame_backend.runner.stamps import Stamps
-from flame_backend.wire.frames import FrameDecoder, Kind, Limits, pack_frame
+from flame_backend.wire.frames import WELCOME_LIMITS, FrameDecoder, Kind, pack_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,8 +41,6 @@ CODEC_SECONDS: Final = 0.05
 
 EXIT_OK: Final = 0
 EXIT_BROKEN: Final = 70
-
-_LIMITS: Final = Limits(64 * 1024 * 1024)
 
 
 def run_zygote(agent: socket.socket, parent: Parent, agent_pid: int) -> NoReturn:
@@ -83,7 +81,7 @@ class Zygote:
         self._origin = origin
         self._agent_pid = agent_pid
         self._children = Children(agent_pid)
-        self._decoder = FrameDecoder(_LIMITS)
+        self._decoder = FrameDecoder(WELCOME_LIMITS)
         self._frames: deque[tuple[int, bytes]] = deque()
         self._descriptors: deque[int] = deque()
         self._setup: dict[str, Any] = {}
@@ -330,7 +328,7 @@ def _load_slot_modules(parent: Parent) -> None:
 
     if parent.transport == "tls":
         # The module, no context and no connection: those are made after the fork.
-        import ssl  # noqa: F401
+        import ssl  # noqa: F401 - as above
 
 
 def _print_error() -> None:

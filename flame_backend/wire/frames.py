@@ -31,6 +31,9 @@ HELLO_BODY_BYTES: Final = 16 * 1024
 CONTROL_BODY_BYTES: Final = 1024 * 1024
 """Control frames are small; tracebacks in FAILED are capped far below this."""
 
+WELCOME_BODY_BYTES: Final = 64 * 1024 * 1024
+"""WELCOME carries the pool's setup, classes of the main script included."""
+
 SEGMENT_COUNT: Final = 4096
 """Segments of one frame; each stands for a buffer of 64 KiB or more."""
 
@@ -81,6 +84,7 @@ class Limits:
 
 HELLO_LIMITS: Final = Limits(HELLO_BODY_BYTES)
 CONTROL_LIMITS: Final = Limits(CONTROL_BODY_BYTES)
+WELCOME_LIMITS: Final = Limits(WELCOME_BODY_BYTES)
 
 
 class Frame:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.backends.base import KILL_GRACE_SECONDS, RunnerInfo
-from flame_backend.backends.hub import Hub, version_skew
+from flame_backend.backends.hub import Hub
 from flame_backend.backends.kubernetes.admission import Admission, Pending
 from flame_backend.backends.kubernetes.disposal import Disposal
 from flame_backend.backends.kubernetes.identity import identity_of
@@ -33,6 +33,7 @@ from flame_backend.backends.kubernetes.own_pod import addresses_of, own_pod
 from flame_backend.backends.kubernetes.pods import Pods, audience_prefix
 from flame_backend.backends.kubernetes.shared import join, leave
 from flame_backend.backends.kubernetes.workers import Workers
+from flame_backend.backends.welcome import version_skew
 from flame_backend.errors import (
     AppImportError,
     ConfigurationError,
