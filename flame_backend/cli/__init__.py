@@ -20,9 +20,6 @@ from flame_backend.version import VERSION
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-OK: Final = 0
-NO: Final = 1
-USAGE: Final = 2
 CONFIGURATION: Final = 3
 CLUSTER: Final = 4
 RUNNER: Final = 5

@@ -348,7 +348,7 @@ class Body:
         """Fill a buffer from the link, without a copy in between."""
         view = memoryview(target).cast("B")[: self._left]
         self._left -= len(view)
-        self._link._take_into(view)  # noqa: SLF001
+        self._link._take_into(view)  # noqa: SLF001 - as above
         return len(view)
 
     def finish(self) -> None:
