@@ -264,6 +264,27 @@ print(*sorted(sys.modules))
 """
 
 
+def test_agent_has_descriptors_for_more_slots_than_the_app_may_open() -> None:
+    """It needs three for each, and the limit of the app is not raised for that."""
+    script = textwrap.dedent(
+        """
+        import resource, time
+        import flame_backend as flame
+        limit = resource.RLIMIT_NOFILE
+        resource.setrlimit(limit, (64, resource.getrlimit(limit)[1]))
+        with flame.Pool("many", max=24, backend=flame.LocalBackend()) as pool:
+            calls = [pool.submit(time.sleep, 1.5) for _ in range(24)]
+            print({call.result() for call in calls})
+            print(pool.call(resource.getrlimit, limit)[0])
+        """
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=60
+    )
+    assert "{None}\n64\n" == done.stdout, done.stderr
+
+
 def test_modules_at_hello_are_few_and_light() -> None:
     """What the agent has loaded when it says HELLO: our small ones, nothing heavy."""
     bare, loaded = (

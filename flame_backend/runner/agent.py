@@ -86,6 +86,7 @@ class Agent:
         try:
             self._poll.register(wakeup, select.POLLIN)
             self._connect()
+            _use_all_descriptors()
             adopt_orphans()
             self._guard = self._watch_parent()
             self._poll.register(self._zygote, select.POLLIN)
@@ -368,3 +369,15 @@ class Agent:
 def _class_named(body: bytes) -> str:
     facts: dict[str, Any] = json.loads(body)
     return str(facts["reason"]).partition(":")[0][:100]
+
+
+def _use_all_descriptors() -> None:
+    """Raise the limit of this process: it has a few for each slot of many runners.
+
+    The zygote was forked before, so the app has the limit that it was given.
+    """
+    import resource  # not before HELLO
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
