@@ -54,6 +54,10 @@ def fail_until(path: str, tries: int, how: str) -> int:
     return runs
 
 
+def raise_interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 def gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
@@ -431,6 +435,15 @@ def test_inline_errors_are_those_of_a_runner(
             found.call(eval, code)
         with pytest.raises(flame.NotSerializable, match="argument 1"):
             found.call(print, threading.Lock())
+
+
+def test_ctrl_c_in_an_inline_call_is_the_callers(inline: flame.Pool) -> None:
+    """As everywhere in this thread; the pool goes on."""
+    with pytest.raises(KeyboardInterrupt):
+        inline.call(signal.raise_signal, signal.SIGINT)
+    assert 1 == inline.call(abs, -1)
+    with pytest.raises(flame.RemoteError, match="KeyboardInterrupt"):
+        inline.submit(raise_interrupt).result(5)
 
 
 def test_inline_call_may_not_use_a_pool(inline: flame.Pool) -> None:

@@ -118,8 +118,18 @@ class InlineSlot(Slot):
     """What a runner's process does with a request, without the process."""
 
     def answer(self, body: bytes) -> tuple[Kind, Encoded]:
-        """Run a call; return what a runner would send."""
+        """Run a call; return what a runner would send.
+
+        Raises:
+            KeyboardInterrupt: The user has had enough; that is meant for this program.
+        """
         return self._answer(body)
+
+    def _failure(self, error: BaseException) -> Encoded:
+        here = threading.current_thread() is threading.main_thread()
+        if here and isinstance(error, KeyboardInterrupt):
+            raise error
+        return super()._failure(error)
 
 
 class InlineLink(Link):
