@@ -71,6 +71,21 @@ def test_report_after_the_end_is_dropped() -> None:
     assert "of a child" not in found
 
 
+def test_inline_calls_report_when_they_are_over() -> None:
+    """Each its own, so that a test without processes sees them; threads don't mix."""
+    with flame.Pool("inline", max=4, backend=flame.InlineBackend()) as pool:
+        found: dict[int, list[float]] = {steps: [] for steps in (2, 3, 4)}
+        calls = {steps: pool.submit(count, steps) for steps in found}
+        for steps, call in calls.items():
+            call.add_progress_callback(lambda value, _, n=steps: found[n].append(value))
+        for steps, call in calls.items():
+            assert "done" == call.result(10)
+            assert [step / steps for step in range(steps)] == found[steps]
+        assert "done" == pool.call(count, 2), "a plain call just does not hear of it"
+        with pytest.raises(flame.RemoteError, match="NotSerializable"):
+            pool.call(report, threading.Event)
+
+
 def test_callback_that_raises_is_logged(
     pool: flame.Pool, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,21 +2,23 @@
 
 The request is pickled, the function runs, its result or error goes through the data
 codec and its limits: what cannot travel fails here with the error it would have had.
-What only another process can do is not done: a timeout is told when the call is over,
-a call that kills its process kills this one, and `place` is refused.
+What only another process can do is not done: a timeout and progress are told when the
+call is over, a call that kills its process kills this one, and `place` is refused.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.backends.base import KILL_GRACE_SECONDS, RunnerInfo, SlotEnd
 from flame_backend.errors import AppImportError, LinkClosed
 from flame_backend.runner.loading import failure, prepare
+from flame_backend.runner.progress import Current, here
 from flame_backend.runner.slot import Slot
-from flame_backend.wire.frames import Frame, Limits
+from flame_backend.wire.frames import Frame, Kind, Limits
 from flame_backend.wire.functions import dump_object, load_object
 from flame_backend.wire.link import Link
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from flame_backend.backends.base import PoolSpec, Sink
-    from flame_backend.wire.frames import Kind
+    from flame_backend.wire.link import Buffer
     from flame_backend.wire.small import Encoded
 
 NODE: Final = "this process"
@@ -117,17 +119,28 @@ class InlineBackend:
 class InlineSlot(Slot):
     """What a runner's process does with a request, without the process."""
 
-    def answer(self, body: bytes) -> tuple[Kind, Encoded]:
-        """Run a call; return what a runner would send.
+    def __init__(self, link: Link, setup: dict[str, Any]) -> None:
+        super().__init__(link, setup)
+        self._current = Current()
+
+    def answer(self, call_id: int, body: bytes) -> tuple[Kind, Encoded]:
+        """Run a call; return what a runner would send, and send its progress.
 
         Raises:
             KeyboardInterrupt: The user has had enough; that is meant for this program.
         """
-        return self._answer(body)
+        self._reporter.call_id = call_id
+        outer, here.current = here.current, self._current
+        self._current.begin(self._reporter)
+        try:
+            return self._answer(body)
+        finally:
+            self._current.end()
+            here.current = outer
 
     def _failure(self, error: BaseException) -> Encoded:
-        here = threading.current_thread() is threading.main_thread()
-        if here and isinstance(error, KeyboardInterrupt):
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and isinstance(error, KeyboardInterrupt):
             raise error
         return super()._failure(error)
 
@@ -144,7 +157,7 @@ class InlineLink(Link):
         self.limits = Limits(0)
         self._slot = InlineSlot(self, setup)
         self._ended = ended
-        self._reply: Frame | None = None
+        self._replies: deque[Frame] = deque()
         self._open = True
 
     def send_parts(self, kind: int, call_id: int, parts: Sequence[bytes]) -> None:
@@ -152,13 +165,24 @@ class InlineLink(Link):
         del kind
         if not self._open:
             raise LinkClosed("the slot has ended")
+        self._replies.clear()
         _current.depth += 1
         try:
-            answer, encoded = self._slot.answer(b"".join(parts))
+            answer, encoded = self._slot.answer(call_id, b"".join(parts))
         finally:
             _current.depth -= 1
-        segments = [bytes(part) for part in encoded.segments]
-        self._reply = Frame(answer, call_id, encoded.body, segments)
+        self.send(answer, call_id, encoded.body, encoded.segments)
+
+    def send(
+        self,
+        kind: int,
+        call_id: int = 0,
+        body: Buffer = b"",
+        segments: Sequence[Buffer] = (),
+    ) -> None:
+        """Keep what the call has to say until it is asked for."""
+        parts = [bytes(part) for part in segments]
+        self._replies.append(Frame(Kind(kind), call_id, bytes(body), parts))
 
     def receive_small(self, kind: int) -> None:
         """Leave it to `receive`."""
@@ -167,11 +191,10 @@ class InlineLink(Link):
         """Do nothing: there is no buffer."""
 
     def receive(self) -> Frame:
-        """Return the reply to the last call."""
-        reply, self._reply = self._reply, None
-        if reply is None:
+        """Return what the last call reported, and then its reply."""
+        if not self._replies:
             raise LinkClosed("no call has been sent")
-        return reply
+        return self._replies.popleft()
 
     def shutdown(self) -> None:
         """Take no further calls; one that runs cannot be cut."""

@@ -86,6 +86,15 @@ current = Current()
 os.register_at_fork(after_in_child=current.forget)
 
 
+class Here(threading.local):
+    """The call that a thread runs where calls have no process (InlineBackend)."""
+
+    current: Current | None = None
+
+
+here: Final = Here()
+
+
 def progress(value: Any, message: str | None = None) -> None:
     """Report how far the call has come; outside a runner nothing happens.
 
@@ -100,4 +109,4 @@ def progress(value: Any, message: str | None = None) -> None:
         ResultNotSerializable: The value cannot travel as data.
         PayloadTooLarge: It is larger than 64 KiB.
     """
-    current.tell(value, message)
+    (here.current or current).tell(value, message)
