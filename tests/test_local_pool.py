@@ -387,6 +387,7 @@ def test_closed_pool_takes_no_call() -> None:
         ("preload", "module"),
         ("preload", None),
         ("boot_timeout", 0),
+        ("shutdown_timeout", 1e10),
     ],
 )
 def test_bad_option_is_refused_by_name(option: str, value: object) -> None:

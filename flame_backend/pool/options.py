@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import secrets
@@ -35,6 +34,9 @@ SHUTDOWN_TIMEOUT: Final = SHUTDOWN_TIMEOUT_SECONDS
 IDLE_SHUTDOWN_AFTER: Final = 30.0
 RUNNERS: Final = 100_000
 """Far beyond what one process can talk to; catches seconds given for a count."""
+
+LONGEST_SECONDS: Final = 1e9
+"""Thirty years; what waits for ten times as long fails with an OverflowError."""
 
 BACKEND_VARIABLE: Final = "FLAME_BACKEND"
 CONCURRENCY: Final = 1024
@@ -200,7 +202,7 @@ def limit_seconds(option: str, seconds: float | None) -> float | None:
 def _seconds(option: str, value: float, *, zero: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigurationError(option, "a number of seconds")
-    if not (0 < value < math.inf or (zero and value == 0)):
+    if not (0 < value <= LONGEST_SECONDS or (zero and value == 0)):
         least = "0 or more" if zero else "more than 0"
         raise ConfigurationError(option, f"seconds, {least} and not endless")
 
