@@ -361,6 +361,28 @@ def test_foreign_address_is_logged_or_refused() -> None:
     assert "runner" == ask(strict)
 
 
+@pytest.mark.parametrize("late", [True, False])
+def test_address_that_is_not_known_yet_is_waited_for(late: bool) -> None:
+    """A runner dials before its kubelet has told where it is; unknown is refused."""
+
+    class Late(Table):
+        def get(self, path: str) -> dict[str, Any]:
+            found = super().get(path)
+            if path == POD_PATH and late:
+                self.answers[POD_PATH] = runner_pod()
+            return found
+
+    table = Late()
+    table.answers[POD_PATH] = runner_pod(status={"podIPs": None})
+    strict = admission(table, enforce_address=True)
+    if late:
+        assert "runner" == ask(strict)
+        return
+    with pytest.raises(LinkUnauthenticated, match="address"):
+        ask(strict)
+    assert "runner" == ask(admission(table))
+
+
 # ---------------------------------------------------------------------- TokenReview
 
 REVIEW: dict[str, Any] = {

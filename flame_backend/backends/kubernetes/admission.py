@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("flame_backend.admission")
 
 UID_SECONDS: Final = 5.0
-"""How long a HELLO that overtook the answer to our POST waits for it."""
+"""How long a HELLO that overtook the answer to our POST waits for it, and one that
+overtook its kubelet's report for its pod's address."""
+
+ADDRESS_POLL_SECONDS: Final = 0.2
 
 REVIEWS_PATH: Final = "/apis/authentication.k8s.io/v1/tokenreviews"
 
@@ -78,7 +81,7 @@ class Admission:
         enforce_address: Refuse peers that do not dial from their pod's address.
             Otherwise that is logged: networks may translate addresses.
         clock: Seconds since the epoch.
-        uid_seconds: How long to wait for the answer to a POST.
+        uid_seconds: How long to wait for the answer to a POST, and for an address.
     """
 
     def __init__(
@@ -205,7 +208,7 @@ class Admission:
         self, claims: Mapping[str, Any], pending: Pending, addresses: frozenset[str]
     ) -> None:
         """Ask the API server for the pod: offline checks know no deletion."""
-        pod = self._cluster.get(pending.path)
+        pod = self._pod(pending)
         metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status") or {}
         if not hmac.compare_digest(str(metadata.get("uid")), str(pending.uid)):
             _refuse("another pod has the name now")
@@ -218,11 +221,24 @@ class Admission:
         node = claims["kubernetes.io"].get("node")
         if node is not None and _name(node) != spec.get("nodeName"):
             _refuse("its token is for another node")
-        known = {entry.get("ip") for entry in status.get("podIPs") or ()}
+        known = _addresses(pod)
+        if self._enforce_address and not known & addresses:
+            _refuse("it dials from an address that is not its pod's")
         if known and not known & addresses:
-            if self._enforce_address:
-                _refuse("it dials from an address that is not its pod's")
             logger.info("%s dials from another address than its pod's", pending.path)
+
+    def _pod(self, pending: Pending) -> dict[str, Any]:
+        """Get the pod; with its address, which comes a moment later, if that counts."""
+        deadline = time.monotonic() + self._uid_seconds
+        pod = self._cluster.get(pending.path)
+        while (
+            self._enforce_address
+            and not _addresses(pod)
+            and time.monotonic() < deadline
+        ):
+            time.sleep(ADDRESS_POLL_SECONDS)
+            pod = self._cluster.get(pending.path)
+        return pod
 
     def _ask_for_review(self, token: str, runner: str, pending: Pending) -> None:
         body = {
@@ -274,6 +290,11 @@ def _facts(hello: bytes) -> dict[str, Any]:
     if not isinstance(facts["runner"], str) or not isinstance(facts["token"], str):
         _refuse("a HELLO with facts of another kind")
     return facts
+
+
+def _addresses(pod: Mapping[str, Any]) -> set[str]:
+    entries = (pod.get("status") or {}).get("podIPs") or ()
+    return {str(entry.get("ip")) for entry in entries}
 
 
 def _name(node: object) -> object:
