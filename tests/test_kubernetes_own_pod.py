@@ -40,13 +40,15 @@ def own(server: testing.Server) -> dict[str, Any]:
         return own_pod(session)
 
 
-@pytest.mark.parametrize("told", ["variable", "host name"])
+@pytest.mark.parametrize("told", ["variable", "host name", "address"])
 def test_address_of_a_pod_that_has_just_started_is_waited_for(
     server: testing.Server, monkeypatch: pytest.MonkeyPatch, told: str
 ) -> None:
     """An app is up before its kubelet has reported where."""
     if told == "variable":
         monkeypatch.setenv("POD_NAME", "web")
+    if told == "address":
+        monkeypatch.setattr(socket, "gethostname", lambda: "another")
     server.put(pod())
     later = threading.Timer(0.5, lambda: server.put(pod("127.0.0.1")))
     later.start()

@@ -14,6 +14,7 @@ ADDRESS_SECONDS: Final = 10.0
 """A kubelet reports a pod's address a second or so after its containers started."""
 
 POLL_SECONDS: Final = 0.2
+LIST_SECONDS: Final = 1.0
 
 
 def in_cluster_session(user_agent: str) -> kubetls.Session:
@@ -89,17 +90,26 @@ def _by_host_name(session: kubetls.Session, namespace: str) -> dict[str, Any] | 
 
 
 def _by_address(session: kubetls.Session, namespace: str) -> dict[str, Any]:
-    pods = session.list(kubetls.path("v1", "pods", namespace=namespace))
-    found = [pod for pod in pods if any(map(is_local, addresses_of(pod)))]
-    alive = [pod for pod in found if pod["status"].get("phase") == "Running"]
-    if len(alive) == 1:
-        return alive[0]
-    what = "no pod has" if not alive else "several pods have"
+    deadline = time.monotonic() + ADDRESS_SECONDS
+    found = _local_pods(session, namespace)
+    while not found and time.monotonic() < deadline:
+        time.sleep(LIST_SECONDS)
+        found = _local_pods(session, namespace)
+    if len(found) == 1:
+        return found[0]
+    what = "no pod has" if not found else "several pods have"
     reason = (
         f"in {namespace} {what} an address of this machine; set POD_NAME and "
         "POD_NAMESPACE by the downward API"
     )
     raise ConfigurationError("backend", reason)
+
+
+def _local_pods(session: kubetls.Session, namespace: str) -> list[dict[str, Any]]:
+    """Return the pods that run and have an address of this machine."""
+    pods = session.list(kubetls.path("v1", "pods", namespace=namespace))
+    running = (pod for pod in pods if pod["status"].get("phase") == "Running")
+    return [pod for pod in running if any(map(is_local, addresses_of(pod)))]
 
 
 def is_local(address: str) -> bool:
