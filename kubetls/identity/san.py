@@ -292,10 +292,7 @@ def _entry_of_pyasn1(name: Any) -> tuple[str, Any]:
             raise MalformedCertificate(reason)
         return kind, ipaddress.ip_address(octets)
     if kind in _COMPARED:
-        try:
-            return kind, bytes(name).decode("ascii")
-        except UnicodeDecodeError:
-            raise MalformedCertificate(f"{kind} is not an IA5String") from None
+        return kind, bytes(name).decode("ascii")  # pyasn1's IA5String is ASCII
     return kind, ""
 
 
