@@ -120,6 +120,8 @@ WRONG_CLAIMS: dict[str, dict[str, Any]] = {
         "kubernetes.io": bound(serviceaccount={"name": "app", "uid": 5})
     },
     "id as number": {"jti": 5},
+    "account as text": {"kubernetes.io": bound(serviceaccount="app")},
+    "pod as text": {"kubernetes.io": bound(pod="runner")},
     "no kubernetes claims": {"kubernetes.io": None},
 }
 
@@ -131,9 +133,9 @@ def small_key_token() -> str:
         return sign(claims(), SMALL, "RS256", kid="small")
 
 
-def signed_text(payload: str) -> str:
+def signed_text(payload: str, kid: object = "rsa") -> str:
     """Sign a payload that is no JSON a library would write."""
-    head = part({"alg": "RS256", "kid": "rsa", "typ": "JWT"})
+    head = part({"alg": "RS256", "kid": kid, "typ": "JWT"})
     data = f"{head}.{part(payload.encode())}"
     signature = RSA.sign(data.encode(), padding.PKCS1v15(), hashes.SHA256())
     return f"{data}.{part(signature)}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from flame_backend.backends.kubernetes.tokens import ClockSkew, verified_claims
 from flame_backend.errors import LinkUnauthenticated
@@ -20,17 +22,38 @@ from tests.issuer import (
     forged,
     jwk,
     sign,
+    signed_text,
 )
 
 
 @pytest.mark.parametrize(
     "token",
-    [sign(claims()), sign(claims(), P256, "ES256", kid="ec"), sign(claims(jti=None))],
-    ids=["RS256", "ES256", "no jti"],
+    [
+        sign(claims()),
+        sign(claims(), P256, "ES256", kid="ec"),
+        sign(claims(jti=None)),
+        sign(claims(exp=int(NOW) + 3600)),
+        sign(claims(iat=int(NOW) + 60, nbf=int(NOW) + 60)),
+        sign(claims(iat=int(NOW) - 599, nbf=int(NOW) - 599, exp=int(NOW) + 1)),
+    ],
+    ids=["RS256", "ES256", "no jti", "an hour", "a minute early", "a second left"],
 )
 def test_right_token_is_accepted(token: str) -> None:
     """With each algorithm that API servers sign with."""
     assert EXPECTED.issuer == verified_claims(token, JWKS, EXPECTED, NOW)["iss"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "curve"), [("ES384", ec.SECP384R1()), ("ES512", ec.SECP521R1())]
+)
+def test_right_token_of_a_longer_key_is_accepted(
+    algorithm: str, curve: ec.EllipticCurve
+) -> None:
+    """Its digest and the length of its signature are those of its curve."""
+    key = ec.generate_private_key(curve)
+    keys = {"keys": [jwk(key, "ec", algorithm)]}
+    token = sign(claims(), key, algorithm, kid="ec")
+    assert EXPECTED.issuer == verified_claims(token, keys, EXPECTED, NOW)["iss"]
 
 
 @pytest.mark.parametrize("changes", WRONG_CLAIMS.values(), ids=WRONG_CLAIMS.keys())
@@ -56,7 +79,13 @@ def test_key_that_stands_twice_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "purpose",
-    [{"use": "enc"}, {"key_ops": ["sign"]}, {"key_ops": []}, {"key_ops": "verify"}],
+    [
+        {"use": "enc"},
+        {"alg": "RS512"},
+        {"key_ops": ["sign"]},
+        {"key_ops": []},
+        {"key_ops": "verify"},
+    ],
     ids=str,
 )
 def test_key_for_another_purpose_is_refused(purpose: dict[str, Any]) -> None:
@@ -77,6 +106,15 @@ def test_key_without_an_id_is_nobodys() -> None:
     keys = {"keys": [{k: v for k, v in jwk(RSA, "", "RS256").items() if k != "kid"}]}
     with pytest.raises(LinkUnauthenticated):
         verified_claims(forged()["no kid"], keys, EXPECTED, NOW)
+
+
+@pytest.mark.parametrize("kid", ["", ["rsa"], 7, True], ids=str)
+def test_id_that_is_no_text_names_no_key(kid: object) -> None:
+    """Even if a key set has the same for one."""
+    token = signed_text(json.dumps(claims()), kid)
+    keys = {"keys": [jwk(RSA, "rsa", "RS256") | {"kid": kid}]}
+    with pytest.raises(LinkUnauthenticated, match="kid"):
+        verified_claims(token, keys, EXPECTED, NOW)
 
 
 @pytest.mark.parametrize("change", [{"kty": "RSA"}, {"crv": "P-384"}, {"kty": "oct"}])
