@@ -405,6 +405,7 @@ WRONG_REVIEWS: dict[str, Any] = {
     "a server that knows no audiences": REVIEW | {"audiences": None},
     "one audience more": REVIEW | {"audiences": [EXPECTED.audience, "x"]},
     "another user": REVIEW | {"user": REVIEW["user"] | {"username": "admin"}},
+    "user as text": REVIEW | {"user": "system:serviceaccount:apps:app"},
     "no pod": REVIEW | {"user": REVIEW["user"] | {"extra": {}}},
     "another pod": REVIEW
     | {
