@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.issuer import (
     RSA,
     STRANGER,
     WRONG_CLAIMS,
+    bound,
     claims,
     forged,
     jwk,
@@ -98,6 +100,20 @@ def test_key_for_another_purpose_is_refused(purpose: dict[str, Any]) -> None:
 def test_key_that_lists_verification_is_taken() -> None:
     """As some issuers write it."""
     keys = {"keys": [jwk(RSA, "rsa", "RS256") | {"key_ops": ["verify"]}]}
+    assert verified_claims(sign(claims()), keys, EXPECTED, NOW)
+
+
+@pytest.mark.parametrize("uid", [None, "", 7, ["uid-1"]], ids=str)
+def test_pod_without_a_uid_is_refused_before_the_post_is_answered(uid: object) -> None:
+    """Its own UID is compared later, but it has to be one."""
+    token = sign(claims(**{"kubernetes.io": bound(pod={"name": "runner", "uid": uid})}))
+    with pytest.raises(LinkUnauthenticated, match=r"pod\.uid"):
+        verified_claims(token, JWKS, replace(EXPECTED, uid=None), NOW)
+
+
+def test_entry_of_a_key_set_that_is_no_key_is_passed_over() -> None:
+    """The others serve."""
+    keys = {"keys": ["rsa", None, *JWKS["keys"]]}
     assert verified_claims(sign(claims()), keys, EXPECTED, NOW)
 
 
