@@ -95,7 +95,7 @@ def part(value: object) -> str:
 WRONG_CLAIMS: dict[str, dict[str, Any]] = {
     "issuer": {"iss": "https://issuer.example/"},
     "no issuer": {"iss": None},
-    "issuer as number": {"iss": 7},
+    "subject as number": {"sub": 7},
     "subject": {"sub": "system:serviceaccount:apps:other"},
     "audience of another runner": {"aud": ["flame-backend/parent/other"]},
     "audience of the API": {"aud": ["https://kubernetes.default.svc"]},

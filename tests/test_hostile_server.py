@@ -231,6 +231,8 @@ def test_handshake_that_does_not_block_is_judged_at_its_end(
                 with pytest.raises(kubetls.ContextRefused):
                     tls.write(b"Bearer")
                 select.select([tls], [], [], 5)
+            else:
+                assert tls.verified_identity is not None
 
     with (
         Server(pair, tmp_path) as server,

@@ -304,6 +304,33 @@ def test_runner_that_was_given_up_is_refused() -> None:
         ask(judge)
 
 
+def test_runner_that_is_given_up_while_it_is_looked_up_is_refused() -> None:
+    """The last step compares again, and takes no connection."""
+    table = Table()
+    judge = admission(table)
+    found = table.get
+
+    def get(path: str) -> dict[str, Any]:
+        if path == POD_PATH:
+            judge.forget("runner")
+        return found(path)
+
+    table.get = get  # type: ignore[method-assign]
+    taken: list[bool] = []
+    with pytest.raises(LinkUnauthenticated, match="second connection"):
+        ask(judge, take=lambda: not taken.append(True))
+    assert not taken
+
+
+def test_what_a_cluster_does_not_say_yet_is_not_held_against_a_runner() -> None:
+    """Older API servers name no node in tokens; a pod has its address later."""
+    table = Table()
+    table.answers[POD_PATH] = runner_pod(status={"podIPs": None})
+    token = sign(claims(**{"kubernetes.io": bound(node=None)}))
+    judge = admission(table, enforce_address=True)
+    assert "runner" == ask(judge, hello(token), address="10.9.9.9")
+
+
 def test_hello_that_overtakes_the_answer_to_its_post_waits() -> None:
     """The UID comes a moment later, and the runner is admitted."""
     judge = admission(expected=pending(uid=None))
