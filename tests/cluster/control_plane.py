@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import socket
 import ssl
 import subprocess
@@ -36,11 +37,19 @@ rules: [{level: Metadata}]
 """
 
 
+# Below those that the kernel gives to outgoing connections, of which one could have the
+# port of a server that is being restarted.
+_PORTS = range(20_000, 30_000)
+
+
 def free_port() -> int:
     """Return a port that was free a moment ago on both loopback addresses."""
-    with socket.socket(socket.AF_INET6) as sock:
-        sock.bind(("::", 0))
-        return int(sock.getsockname()[1])
+    for port in random.sample(_PORTS, 100):
+        with socket.socket(socket.AF_INET6) as sock, suppress(OSError):
+            sock.bind(("::", port))
+            return port
+    msg = f"no free port among 100 of {_PORTS}"
+    raise ClusterUnavailable(msg)
 
 
 class ControlPlane:
