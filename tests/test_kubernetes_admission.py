@@ -323,11 +323,14 @@ def test_runner_that_is_given_up_while_it_is_looked_up_is_refused() -> None:
 
 
 def test_what_a_cluster_does_not_say_yet_is_not_held_against_a_runner() -> None:
-    """Older API servers name no node in tokens; a pod has its address later."""
+    """Older API servers name no node in tokens; a pod has its address later.
+
+    Where addresses are enforced it is waited for instead, and refused without.
+    """
     table = Table()
     table.answers[POD_PATH] = runner_pod(status={"podIPs": None})
     token = sign(claims(**{"kubernetes.io": bound(node=None)}))
-    judge = admission(table, enforce_address=True)
+    judge = admission(table)
     assert "runner" == ask(judge, hello(token), address="10.9.9.9")
 
 
