@@ -152,6 +152,16 @@ def test_generation_deleted_while_its_link_is_followed_is_no_plain_directory(
     assert content.token.content == jwt("1").encode()
 
 
+def test_volume_whose_link_leads_nowhere_is_told_as_that(tmp_path: Path) -> None:
+    """A generation that is gone for good, with all files: the link to it is named."""
+    for file in publish(tmp_path, "1").iterdir():
+        file.unlink()
+    (tmp_path / "..1").rmdir()
+    with pytest.raises(CredentialMissing, match="leads nowhere") as caught:
+        in_cluster(tmp_path, ENVIRON)
+    assert f"{tmp_path}/..data" == caught.value.path
+
+
 def test_volume_that_never_stands_still_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,8 @@ def _generation(volume: str) -> Iterator[tuple[int, str]]:
         # A link to nothing: the kubelet deleted its goal while it was followed.
         if descriptor is not None or not Path(path).is_symlink():
             break
+    else:
+        raise CredentialMissing(path, "leads nowhere: the volume has no generation")
     if descriptor is None:
         path = volume
         descriptor = _open_directory(path)
