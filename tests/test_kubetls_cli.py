@@ -220,6 +220,20 @@ def test_explain_of_a_broken_certificate_is_1(
     assert b"" == server.received
 
 
+@pytest.mark.parametrize(
+    ("names", "advised"),
+    [(("localhost", "kubernetes"), "kubernetes"), (("localhost",), "localhost")],
+)
+def test_explain_advises_a_name_other_than_localhost(
+    names: tuple[str, ...], advised: str, tmp_path: Path
+) -> None:
+    """tls-server-name is to be what the server is for, if it has such a name."""
+    file = tmp_path / "a.pem"
+    file.write_bytes(AUTHORITY.issue("x", names=names).certificate)
+    ran = run("explain", file, "--reference", "10.0.0.9")
+    assert f"or set tls-server-name to {advised}\n" in ran.out
+
+
 def test_explain_of_ipv6_takes_brackets_and_none(tmp_path: Path) -> None:
     """[::1]:port, and ::1 for the default port."""
     with Server(GOOD, tmp_path, host="::1") as server:

@@ -192,8 +192,13 @@ def _entry_for(reference: ReferenceId) -> str:
 
 
 def _or_name(presented: PresentedIdentifiers) -> str:
-    for name in presented.dns_names:
+    # Many certificates name localhost, by the way; what they are for comes first.
+    for name in sorted(presented.dns_names, key=_is_localhost):
         pattern = presented_pattern(name)
         if not isinstance(pattern, str) and not pattern.wildcard:
             return f", or set tls-server-name to {escaped(name)}"
     return ""
+
+
+def _is_localhost(name: str) -> bool:
+    return name.lower() == "localhost"
