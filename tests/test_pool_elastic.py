@@ -293,7 +293,9 @@ def test_resize_grows_and_shrinks(make: Callable[..., flame.Pool], gate: Path) -
     until(lambda: pool.status().ready == 2)
 
 
-@pytest.mark.parametrize("sizes", [{"min": 5}, {"max": 0}, {"min": -1}, {"max": "3"}])
+@pytest.mark.parametrize(
+    "sizes", [{"min": 5}, {"max": 0}, {"min": -1}, {"max": "3"}, {"max": 100_001}]
+)
 def test_impossible_size_is_refused(
     make: Callable[..., flame.Pool], sizes: dict[str, Any]
 ) -> None:

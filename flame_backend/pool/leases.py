@@ -20,6 +20,7 @@ from flame_backend.errors import (
     PoolClosed,
     RunnerLost,
 )
+from flame_backend.pool.options import RUNNERS
 
 if TYPE_CHECKING:
     from flame_backend.errors import LinkError
@@ -245,8 +246,9 @@ class Leases:
             low = machine.growth.min if smallest is None else smallest
             high = machine.growth.max if largest is None else largest
             whole = type(low) is int and type(high) is int
-            if not whole or not 0 <= low <= high or high < 1:
-                rule = f"0 <= min <= max and max >= 1, not {low!r} and {high!r}"
+            if not whole or not 0 <= low <= high or not 1 <= high <= RUNNERS:
+                bounds = f"0 <= min <= max and 1 <= max <= {RUNNERS}"
+                rule = f"{bounds}, not {low!r} and {high!r}"
                 raise ConfigurationError("resize", rule)
             now = time.monotonic()
             if not ledger.opened and low and not ledger.refusing:
