@@ -150,6 +150,18 @@ def test_map_goes_through_options(pool: flame.Pool) -> None:
         list(quick.map(time.sleep, [60]))
 
 
+def test_text_of_a_pool_says_which_it_is() -> None:
+    """Its name, its size and where its runners come from; of its views as well."""
+    pool = flame.Pool("a", max=1, max_concurrency=3, backend=flame.InlineBackend())
+    assert "<flame_backend.Pool a, at most 1 runner, InlineBackend>" == repr(pool)
+    pool.resize(max=8)
+    told = "<flame_backend.Pool a, at most 8 runners, InlineBackend>"
+    assert told == repr(pool)
+    assert f"<View of {told}>" == repr(pool.options(timeout=1))
+    pool.shutdown()
+    assert told == repr(pool)
+
+
 def test_view_keeps_its_pool() -> None:
     """Nobody else holds it, and it is not shut down meanwhile."""
     view = flame.Pool("view", max=1, backend=flame.InlineBackend()).options(timeout=5)

@@ -203,6 +203,13 @@ class Pool(Forms, concurrent.futures.Executor):
         """How many calls may run at a time; dask and others ask executors for it."""
         return self._home.engine.max_slots
 
+    def __repr__(self) -> str:
+        home = self._home
+        runners = home.engine.max_slots // home.spec.slots
+        few = "1 runner" if runners == 1 else f"{runners} runners"
+        kind = type(self._backend).__name__
+        return f"<flame_backend.Pool {home.spec.name}, at most {few}, {kind}>"
+
     # ------------------------------------------------------------------ the pool
 
     def options(
@@ -324,6 +331,9 @@ class View(Forms):
         super().__init__(home, options)
         # A pool that nobody holds is shut down.
         self._pool = pool
+
+    def __repr__(self) -> str:
+        return f"<View of {self._pool!r}>"
 
 
 def _finish_soon(engine: Engine) -> None:
