@@ -150,6 +150,39 @@ def test_map_goes_through_options(pool: flame.Pool) -> None:
         list(quick.map(time.sleep, [60]))
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("timeout", float("inf")),
+        ("timeout", "2"),
+        ("chunksize", "2"),
+        ("chunksize", 1.5),
+        ("chunksize", 0),
+        ("chunksize", 2**64),
+        ("buffersize", "2"),
+        ("buffersize", 0),
+    ],
+)
+def test_bad_option_of_map_is_refused_by_name(option: str, value: Any) -> None:
+    """Before any input is taken."""
+    rows = iter([1, 2])
+    with flame.Pool("m", max=1, backend=flame.InlineBackend()) as pool:
+        with pytest.raises(flame.ConfigurationError, match=f"{option}: "):
+            pool.map(abs, rows, return_exceptions=True, **{option: value})
+        assert [1, 2] == list(pool.map(abs, rows, timeout=60))
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("timeout", [0.2, 0, -1])
+def test_map_that_is_late_says_so(
+    pool: flame.Pool, timeout: float, ordered: bool
+) -> None:
+    """With its limit; one that is over at once is as for every executor's map."""
+    results = pool.map(time.sleep, [60], timeout=timeout, ordered=ordered)
+    with pytest.raises(TimeoutError, match=rf"within {timeout:g} s"):
+        next(results)
+
+
 def test_text_of_a_pool_says_which_it_is() -> None:
     """Its name, its size and where its runners come from; of its views as well."""
     pool = flame.Pool("a", max=1, max_concurrency=3, backend=flame.InlineBackend())

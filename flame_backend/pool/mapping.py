@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
+import operator
+import sys
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from flame_backend.errors import ConfigurationError
+from flame_backend.pool.options import limit_seconds
 from flame_backend.runner.chunks import run_chunk
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ class Mapping:
         submit: The pool's.
         fn: What to run.
         rows: Inputs, a tuple of arguments each.
+        timeout: Seconds from the moment at which results are asked for.
         chunksize: Inputs sent to a runner at a time.
         buffersize: Chunks in flight.
     """
@@ -36,27 +40,24 @@ class Mapping:
         fn: Callable[..., Any],
         rows: Iterator[tuple[Any, ...]],
         *,
+        timeout: float | None,
         chunksize: int,
         buffersize: int,
     ) -> None:
-        if chunksize < 1:
-            raise ConfigurationError("chunksize", "at least 1")
-        if buffersize < 1:
-            raise ConfigurationError("buffersize", "at least 1")
         self._submit = submit
         self._fn = fn
         self._rows = rows
+        self._timeout = timeout
         self._chunksize = chunksize
         self._size = buffersize
         self._window: deque[FlameFuture[Any]] = deque()
         # As every executor's map: work starts now, not with the first result.
         self._fill()
 
-    def results(
-        self, timeout: float | None, *, ordered: bool, return_exceptions: bool
-    ) -> Iterator[Any]:
-        """Return the results; `timeout` counts from now."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+    def results(self, *, ordered: bool, return_exceptions: bool) -> Iterator[Any]:
+        """Return the results; the timeout counts from now."""
+        limit = self._timeout
+        deadline = None if limit is None else time.monotonic() + limit
         return self._results(
             deadline, ordered=ordered, return_exceptions=return_exceptions
         )
@@ -104,16 +105,22 @@ class Mapping:
         """
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         if ordered:
-            self._window[0].exception(left)
+            try:
+                self._window[0].exception(left)
+            except TimeoutError:
+                raise self._late() from None
             return self._window.popleft()
         done, _ = concurrent.futures.wait(
             self._window, left, concurrent.futures.FIRST_COMPLETED
         )
         if not done:
-            raise TimeoutError
+            raise self._late()
         found = next(future for future in self._window if future in done)
         self._window.remove(found)
         return found
+
+    def _late(self) -> TimeoutError:
+        return TimeoutError(f"map: not all results came within {self._timeout:g} s")
 
 
 def mapped(
@@ -127,11 +134,30 @@ def mapped(
     ordered: bool,
     return_exceptions: bool,
 ) -> Iterator[Any]:
-    """Start a map and return its results."""
+    """Start a map and return its results.
+
+    Raises:
+        ConfigurationError: Names the option and its rule.
+    """
+    chunksize = _whole("chunksize", chunksize)
+    buffersize = _whole("buffersize", buffersize)
+    # As for every executor's map, a time that is over already is no mistake.
+    if not (isinstance(timeout, int | float) and timeout <= 0):
+        limit_seconds("timeout", timeout)
     if return_exceptions and chunksize > 1:
         reason = "with return_exceptions each input is a chunk of its own"
         raise ConfigurationError("chunksize", reason)
-    mapping = Mapping(submit, fn, rows, chunksize=chunksize, buffersize=buffersize)
-    return mapping.results(
-        timeout, ordered=ordered, return_exceptions=return_exceptions
+    mapping = Mapping(
+        submit, fn, rows, timeout=timeout, chunksize=chunksize, buffersize=buffersize
     )
+    return mapping.results(ordered=ordered, return_exceptions=return_exceptions)
+
+
+def _whole(option: str, value: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if not 1 <= number <= sys.maxsize:
+        raise ConfigurationError(option, "a whole number, at least 1")
+    return number
