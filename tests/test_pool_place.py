@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import signal
@@ -251,6 +252,13 @@ def test_stop_may_wait_for_ever(
     placed.stop(timeout=seconds)
     assert 0 == placed.exitcode
     assert other.result(20) is None
+
+
+def test_join_may_wait_for_ever(make: Callable[..., flame.Pool]) -> None:
+    """Also by a number that no clock can count to."""
+    pool = make(max=2)
+    for seconds in (math.inf, 1e300):
+        assert pool.place(time.sleep, 0.1).join(seconds)
 
 
 def test_stop_does_not_hide_what_the_target_raised(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -90,6 +91,9 @@ class Placement:
             BootError, CallTimeout, PoolClosed: It never began.
             CallCancelled: The end of the pool left it no time.
         """
+        if timeout is not None:
+            # Longer ones mean for ever, as for `stop`.
+            timeout = min(timeout, threading.TIMEOUT_MAX)
         done, _ = concurrent.futures.wait([self._future], timeout)
         if not done:
             return False
