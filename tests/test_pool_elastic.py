@@ -345,6 +345,25 @@ def test_failed_boot_is_logged(
     until(lambda: "no_such_module" in caplog.text)
 
 
+@pytest.mark.parametrize(
+    ("initializer", "given", "told"),
+    [(divmod, (1, 0), "ZeroDivisionError"), (os._exit, (3,), "3 of its processes")],
+)
+def test_initializer_that_fails_is_logged_once(
+    make: Callable[..., flame.Pool],
+    caplog: pytest.LogCaptureFixture,
+    initializer: Callable[..., object],
+    given: tuple[Any, ...],
+    told: str,
+) -> None:
+    """As any boot that failed, though nobody calls."""
+    make(min=1, max=1, initializer=initializer, initargs=given)
+    until(lambda: told in caplog.text)
+    # Each names its runner.
+    logged = [text for text in caplog.messages if "did not boot" in text]
+    assert len(set(logged)) == len(logged)
+
+
 def test_breaker_tells_callers_at_once(make: Callable[..., flame.Pool]) -> None:
     """During the pause a caller gets the last boot's error, and no boot is tried."""
     events: list[Event] = []

@@ -104,6 +104,8 @@ class Reports:
                 # Otherwise slot or runner ended meanwhile, which has been reported.
                 if error is not None and (present or call.doom is not None):
                     deferred = self._unprepared(lease.runner, error)
+            failure = self._given_up(deferred)
+        self._log(failure)
         ledger.carry_out(deferred)
 
     def _usable(self, lease: Lease) -> list[Command]:
@@ -141,13 +143,14 @@ class Reports:
             now = time.monotonic()
             commands = ledger.machine.slot_ended(end.runner, end.slot, now)
             deferred = self._settled(commands, now)
+            failure = self._given_up(deferred)
+        self._log(failure)
         ledger.carry_out(deferred)
 
     def boot_failed(self, runner: str, error: BootError) -> None:
         """A boot failed."""
         ledger = self._ledger
-        # Nobody may be waiting who would hear of it.
-        self._logger.warning("%s", str(error).partition("\n")[0])
+        self._log(error)
         with ledger.lock:
             if runner in ledger.machine.roster.runners:
                 name = ledger.spec.name
@@ -201,6 +204,17 @@ class Reports:
         self._ledger.mind_time()
         self._ledger.changed.notify_all()
         return deferred
+
+    def _given_up(self, deferred: list[Command]) -> BootError | None:
+        """Return why a runner that was ready is given up as none; holds the lock."""
+        if not any(type(one) is End and one.reason == "failed" for one in deferred):
+            return None
+        return self._ledger.machine.growth.breaker.last
+
+    def _log(self, failure: BootError | None) -> None:
+        """Log a failed boot: nobody may be waiting who would hear of it."""
+        if failure is not None:
+            self._logger.warning("%s", str(failure).partition("\n")[0])
 
     def _announce(self, event: Event) -> None:
         if self._ledger.announce is not None:
