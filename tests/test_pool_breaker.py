@@ -10,7 +10,7 @@ import pytest
 import flame_backend as flame
 from flame_backend import errors
 from flame_backend.pool.breaker import Breaker
-from flame_backend.pool.commands import Assign, Boot, Fail, Sizing
+from flame_backend.pool.commands import Assign, Boot, End, Fail, OpenSlot, Sizing
 from flame_backend.pool.machine import Machine
 
 FINAL = {
@@ -50,6 +50,21 @@ def test_every_boot_error_is_either_final_or_passing() -> None:
     """A new class has to be put in one of the two tables."""
     assert boot_errors() == FINAL | PASSING
     assert not FINAL & PASSING
+
+
+@pytest.mark.parametrize(
+    ("detail", "told"), [("", "its output says why"), ("no descriptors", "no desc")]
+)
+def test_runner_whose_slots_do_not_open_is_given_up_with_what_is_known(
+    detail: str, told: str
+) -> None:
+    """Three in a row; the error says of the last one what its backend knows."""
+    made = machine()
+    made.submit(1, 0.0)
+    for now in (1.0, 2.0):
+        assert [OpenSlot("p-0", 0)] == made.slot_ended("p-0", 0, now, detail)
+    assert [End("p-0", "failed")] == made.slot_ended("p-0", 0, 3.0, detail)
+    assert f"in a row did not connect; {told}" in str(made.growth.breaker.last)
 
 
 @pytest.mark.parametrize("name", sorted(FINAL))

@@ -285,6 +285,35 @@ def test_agent_has_descriptors_for_more_slots_than_the_app_may_open() -> None:
     assert "{None}\n64\n" == done.stdout, done.stderr
 
 
+def test_parent_without_descriptors_keeps_the_runners_it_has() -> None:
+    """A slot that gets no link fails alone; calls go to those that have one."""
+    script = textwrap.dedent(
+        """
+        import os, resource, time
+        import flame_backend as flame
+        with flame.Pool("many", max=6, backend=flame.LocalBackend()) as pool:
+            pool.call(abs, -1)
+            agent = pool.status().backend["agent_pid"]
+            limit = resource.RLIMIT_NOFILE
+            open_now = len(os.listdir("/proc/self/fd"))
+            resource.setrlimit(limit, (open_now + 3, resource.getrlimit(limit)[1]))
+            calls = [pool.submit(time.sleep, 0.5) for _ in range(6)]
+            print({call.result() for call in calls})
+            print(agent == pool.status().backend["agent_pid"])
+            print(pool.status().ready < 6)
+            resource.setrlimit(limit, (open_now + 60, resource.getrlimit(limit)[1]))
+            while pool.status().ready < 6:
+                list(pool.map(time.sleep, [0.2] * 6))
+        """
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=60
+    )
+    assert "{None}\nTrue\nTrue\n" == done.stdout, done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_modules_at_hello_are_few_and_light() -> None:
     """What the agent has loaded when it says HELLO: our small ones, nothing heavy."""
     bare, loaded = (

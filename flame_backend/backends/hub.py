@@ -19,7 +19,7 @@ import ssl
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
-from flame_backend.backends.base import KILL_GRACE_SECONDS
+from flame_backend.backends.base import KILL_GRACE_SECONDS, SlotEnd
 from flame_backend.backends.control_link import ControlLink
 from flame_backend.backends.greetings import Greetings
 from flame_backend.backends.loop import READ, WRITE, Loop
@@ -34,12 +34,16 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from flame_backend.backends.base import PoolSpec, SlotEnd
+    from flame_backend.backends.base import PoolSpec
     from flame_backend.backends.control_link import Report
 
 HEARTBEAT_SECONDS: Final = 5.0
 SUSPECT_SECONDS: Final = 15.0
 DEAD_SECONDS: Final = 30.0
+SHORTAGE_SECONDS: Final = 1.0
+"""How long a slot for which this process has no descriptor takes to fail: others may
+close theirs meanwhile."""
+
 READS_AT_ONCE: Final = 8
 """Then it is the turn of other links, moments and steps."""
 
@@ -343,9 +347,17 @@ class Hub:
         try:
             descriptor = self._greetings.begin((runner, slot))
         except OSError as error:
-            self._lose(link, f"this process has no descriptors left ({error})")
+            why = f"this process has no descriptors left ({error})"
+            end = SlotEnd(runner, slot, None, None, why)
+            self._loop.after(SHORTAGE_SECONDS, lambda: self._unopened(link, end))
             return
         self._tell(name, data, descriptor)
+
+    def _unopened(self, link: ControlLink, end: SlotEnd) -> None:
+        """Report a slot that its agent was never told of."""
+        known = (end.runner, end.slot) in link.slots
+        if known and self._agents.get(link.name) is link:
+            self._slot_ended(link, end)
 
     def _greeted(self, slot: tuple[str, int], sock: socket.socket) -> None:
         self._events.slot_opened(*slot, Link(sock, self.slot_limits))

@@ -172,8 +172,17 @@ class Machine:
             self.roster.serve(found, now)
         return [*self._freed(found, slot, now), *self._grown(now)]
 
-    def slot_ended(self, runner: str, slot: int, now: float) -> list[Command]:
-        """A slot's process ended; its runner gets another one."""
+    def slot_ended(
+        self, runner: str, slot: int, now: float, detail: str = ""
+    ) -> list[Command]:
+        """A slot's process ended; its runner gets another one.
+
+        Args:
+            runner: Its runner.
+            slot: Its number there.
+            now: This moment.
+            detail: What is known of the cause, for the error.
+        """
         found = self.roster.runners.get(runner)
         if found is None:
             return []
@@ -191,7 +200,7 @@ class Machine:
         elif slot in found.renewing:
             found.renewing.discard(slot)
         else:
-            return self._slot_failed(found, slot, now)
+            return self._slot_failed(found, slot, now, detail)
         return [OpenSlot(runner, slot)]
 
     def draining(self, runner: str, now: float) -> list[Command]:
@@ -339,12 +348,15 @@ class Machine:
         found.tasks[slot] = tasks = found.tasks.get(slot, 0) + 1
         return most is not None and tasks >= most
 
-    def _slot_failed(self, found: Runner, slot: int, now: float) -> list[Command]:
+    def _slot_failed(
+        self, found: Runner, slot: int, now: float, detail: str
+    ) -> list[Command]:
         found.failures += 1
         if found.failures < SLOT_FAILURES:
             return [OpenSlot(found.name, slot)]
         reason = f"{SLOT_FAILURES} of its processes in a row did not connect"
-        error = BootError(found.name, "connect", f"{reason}; its output says why")
+        why = detail or "its output says why"
+        error = BootError(found.name, "connect", f"{reason}; {why}")
         self.roster.remove(found)
         return [End(found.name, "failed"), *self._failed(found, error, now)]
 

@@ -141,7 +141,8 @@ class Reports:
                 crash = CallCrashed(end.runner, end.exit_code, end.signal, end.detail)
                 ledger.tell_end(lease, crash)
             now = time.monotonic()
-            commands = ledger.machine.slot_ended(end.runner, end.slot, now)
+            machine = ledger.machine
+            commands = machine.slot_ended(end.runner, end.slot, now, end.detail)
             deferred = self._settled(commands, now)
             failure = self._given_up(deferred)
         self._log(failure)
