@@ -285,6 +285,31 @@ def test_agent_has_descriptors_for_more_slots_than_the_app_may_open() -> None:
     assert "{None}\n64\n" == done.stdout, done.stderr
 
 
+def test_agent_without_descriptors_refuses_one_slot() -> None:
+    """At its hard limit; those it has go on, and calls go to them."""
+    script = textwrap.dedent(
+        """
+        import os, resource, time
+        import flame_backend as flame
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+        with flame.Pool("many", max=20, backend=flame.LocalBackend()) as pool:
+            pool.call(abs, -1)
+            agent = pool.status().backend["agent_pid"]
+            calls = [pool.submit(time.sleep, 0.3) for _ in range(20)]
+            print({call.result() for call in calls})
+            print(agent == pool.status().backend["agent_pid"])
+            print(1 < pool.status().ready < 10)
+        """
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=60
+    )
+    assert "{None}\nTrue\nTrue\n" == done.stdout, done.stderr
+    assert "in a row did not connect; its agent is at its limit" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_parent_without_descriptors_keeps_the_runners_it_has() -> None:
     """A slot that gets no link fails alone; calls go to those that have one."""
     script = textwrap.dedent(

@@ -49,6 +49,12 @@ SHUTDOWN_SECONDS: Final = 25.0
 END_SECONDS: Final = 3.0
 """How long processes may take to go after SIGKILL; only the kernel can delay it."""
 
+OWN_DESCRIPTORS: Final = 16
+"""Twice what it holds for itself; the rest of its limit is for what slots print."""
+
+SLOT_DESCRIPTORS: Final = 3
+NO_DESCRIPTORS: Final = "its agent is at its limit of descriptors (ulimit -Hn)"
+
 _READ_BYTES: Final = 64 * 1024
 
 
@@ -63,6 +69,8 @@ class Agent:
         self._poll = select.poll()
         self._pump = Pump(self._poll, lambda facts: self._control.send(Kind.LOG, facts))
         self._outlets: deque[int] = deque()
+        self._most = -1
+        self._awaited = 0
         self._exit: int | None = None
         self._welcomed = False
         self._refused = False
@@ -86,7 +94,7 @@ class Agent:
         try:
             self._poll.register(wakeup, select.POLLIN)
             self._connect()
-            _use_all_descriptors()
+            self._most = _all_descriptors()
             adopt_orphans()
             self._guard = self._watch_parent()
             self._poll.register(self._zygote, select.POLLIN)
@@ -262,9 +270,32 @@ class Agent:
             # Also after SIGTERM: the pod is deleted while this is on its way.
             at = time.monotonic() + float(json.loads(body)["grace"])
             self._terminate = (at, "shutdown", EXIT_OK)
-        elif frame.kind not in {Kind.OPEN_SLOT, Kind.KILL_SLOT}:
+        elif frame.kind is Kind.OPEN_SLOT:
+            if not self._admit(json.loads(body)):
+                return
+        elif frame.kind is not Kind.KILL_SLOT:
             return
         self._relay(frame.kind, body)
+
+    def _admit(self, facts: dict[str, Any]) -> bool:
+        """Tell whether there are descriptors for one more slot; else report its end."""
+        given = self._control.descriptors
+        # At the limit, the kernel drops those that come with a frame.
+        room = bool(given) or self._parent.transport != "fd"
+        # Elsewhere slots have the agent's own streams, see `is_possible`.
+        if self._most >= 0 and hasattr(os, "memfd_create"):
+            coming = SLOT_DESCRIPTORS * (self._awaited + 1)
+            held = OWN_DESCRIPTORS + self._pump.descriptors
+            room = room and held + coming <= self._most
+            self._awaited += room
+        if room:
+            return True
+        if given:
+            os.close(given.popleft())
+        end = {"exit_code": None, "signal": None, "detail": NO_DESCRIPTORS}
+        slot = {"runner": facts["runner"], "slot": facts["slot"]}
+        self._control.send(Kind.SLOT_ENDED, slot | end)
+        return False
 
     def _relay(self, kind: Kind, body: bytes) -> None:
         data = pack_frame(kind, body)
@@ -330,7 +361,8 @@ class Agent:
 
     def _open_outlet(self, facts: dict[str, Any]) -> None:
         """Read what a new slot prints; its descriptors came with the frame."""
-        out, err, cell = (self._outlets.popleft() for _ in range(3))
+        self._awaited -= 1
+        out, err, cell = (self._outlets.popleft() for _ in range(SLOT_DESCRIPTORS))
         self._pump.add(facts["runner"], facts["slot"], [out, err], cell)
 
     def _goodbye(self, reason: str, code: int) -> None:
@@ -371,13 +403,18 @@ def _class_named(body: bytes) -> str:
     return str(facts["reason"]).partition(":")[0][:100]
 
 
-def _use_all_descriptors() -> None:
+def _all_descriptors() -> int:
     """Raise the limit of this process: it has a few for each slot of many runners.
 
     The zygote was forked before, so the app has the limit that it was given.
+
+    Returns:
+        The limit, -1 for none.
     """
     import resource  # not before HELLO
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return -1 if limit == resource.RLIM_INFINITY else limit

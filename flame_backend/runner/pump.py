@@ -77,6 +77,12 @@ class Pump:
         self._broken: set[int] = set()
         self._allowed = Bucket(BURST_BYTES, BYTES_PER_SECOND)
 
+    @property
+    def descriptors(self) -> int:
+        """How many it holds: one for each stream, one for the cell of each slot."""
+        cells = {id(stream.cell) for stream in self._streams.values()}
+        return len(self._streams) + len(cells)
+
     def add(self, runner: str, slot: int, reads: list[int], cell: int) -> None:
         """Read a slot's output from these descriptors."""
         memory = mmap.mmap(cell, CELL_BYTES, prot=mmap.PROT_READ)
