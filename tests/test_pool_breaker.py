@@ -67,6 +67,19 @@ def test_runner_whose_slots_do_not_open_is_given_up_with_what_is_known(
     assert f"in a row did not connect; {told}" in str(made.growth.breaker.last)
 
 
+def test_runner_one_of_whose_slots_does_not_open_keeps_the_call_of_another() -> None:
+    """It gets no new ones, and goes with the last that runs there."""
+    made = machine(max=1, slots=2)
+    made.submit(1, 0.0)
+    made.ready("p-0")
+    assert [Assign(1, "p-0", 0)] == made.slot_opened("p-0", 0, 0.5)
+    for now in (1.0, 2.0):
+        assert [OpenSlot("p-0", 1)] == made.slot_ended("p-0", 1, now)
+    assert [] == made.slot_ended("p-0", 1, 3.0)
+    made.submit(2, 3.5)
+    assert End("p-0", "failed") in made.finished("p-0", 0, 4.0)
+
+
 @pytest.mark.parametrize("name", sorted(FINAL))
 def test_final_error_reaches_callers_with_the_first_boot(name: str) -> None:
     """Those that wait, and those that come during the pause; then one boot tries."""

@@ -357,8 +357,8 @@ class Machine:
         reason = f"{SLOT_FAILURES} of its processes in a row did not connect"
         why = detail or "its output says why"
         error = BootError(found.name, "connect", f"{reason}; {why}")
-        self.roster.remove(found)
-        return [End(found.name, "failed"), *self._failed(found, error, now)]
+        # Calls in its other slots may finish.
+        return [*self._retired(found, "failed"), *self._failed(found, error, now)]
 
     # ------------------------------------------------------------------ inside: shrink
 
