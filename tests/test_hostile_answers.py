@@ -250,7 +250,7 @@ def test_list_that_expires_again_and_again_ends(tmp_path: Path) -> None:
         (b"9" * 5000, "out of range"),
         (b'{"a":NaN}', "invalid character"),
         (b"-Infinity", "invalid character"),
-        (b'{"a":"\xff"}', "not UTF-8"),
+        (b'{"a":"\xff"}', "UTF-8"),
         (b"", "truncated"),
     ],
 )
