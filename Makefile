@@ -8,12 +8,12 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo demo-cluster test lint types unit pythons integration test-kind test-slow bench clean
+.PHONY: help setup demo demo-cluster test lint types unit pythons integration test-kind test-slow bench constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 22
 
-$(STAMP): pyproject.toml scripts/setup
+$(STAMP): pyproject.toml constraints.txt scripts/setup
 	@scripts/setup "$(PYTHON)" "$(VENV)"
 	@touch $@
 
@@ -61,6 +61,9 @@ bench: $(STAMP) ## Ratios beside peers and limits, in about four minutes
 	@$(PY) benchmarks/client_list.py
 	@$(PY) benchmarks/pool.py --svg docs/benchmarks.svg
 	@$(PY) benchmarks/runners.py --no-node
+
+constraints: ## Take the newest versions of what the tests run with
+	@scripts/renew "$(PYTHON)"
 
 clean: ## Remove .venv and caches of this folder (never the user's cache folder)
 	@rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

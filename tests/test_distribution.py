@@ -40,6 +40,21 @@ def test_extra_for_users_is_used() -> None:
             assert any(f"from {module} import" in text for text in sources), extra
 
 
+def test_everything_that_the_tests_install_has_a_version() -> None:
+    """A release of somebody else's decides on no change of ours."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pinned = {same_name(line.partition("==")[0]) for line in lines if "==" in line}
+    for requirement in (*project["dependencies"], *extras["test"], *extras["dev"]):
+        assert same_name(requirement.partition(">")[0]) in pinned, requirement
+
+
+def same_name(text: str) -> str:
+    """Return a project's name as indexes compare it."""
+    return text.strip().lower().replace("_", "-")
+
+
 def test_both_packages_are_typed() -> None:
     """The marker is there, and is packaged."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
