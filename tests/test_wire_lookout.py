@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,24 +22,27 @@ from flame_backend.wire.lookout import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 REPLY = pack_frame(Kind.RESULT, b"x", 1)
 SIZE = 4096
 
 
 class Watched(socket.socket):
-    """A socket that counts the looks, and may be slow at them."""
+    """A socket that counts the looks, may be slow at them, and knows who sleeps."""
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(fileno=sock.detach())
         self.looks = 0
         self.slow = 0.0
+        self.wake: Callable[[], object] | None = None
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         if flags & socket.MSG_DONTWAIT:
             self.looks += 1
             time.sleep(self.slow)
+        elif self.wake is not None:
+            self.wake()
         return super().recv(size, flags)
 
 
@@ -60,13 +63,6 @@ def undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lookout, "DISTURBED_SECONDS", float("inf"))
 
 
-def later(sock: socket.socket, data: bytes = REPLY) -> threading.Timer:
-    """Send something when any look is over."""
-    timer = threading.Timer(0.01, sock.sendall, [data])
-    timer.start()
-    return timer
-
-
 @pytest.mark.usefixtures("undisturbed")
 def test_reads_that_look_in_vain_look_ever_more_rarely(
     ends: tuple[socket.socket, Watched],
@@ -74,18 +70,17 @@ def test_reads_that_look_in_vain_look_ever_more_rarely(
     """Answers that take long are slept for; a quick one changes that."""
     ours, sock = ends
     eyes, looked = Lookout(sock, sock.recv), []
+    sock.wake = partial(ours.sendall, REPLY)
     for _ in range(12):
         before = sock.looks
-        timer = later(ours)
         assert eyes.receive(SIZE) == REPLY
-        timer.join()
         looked.append(sock.looks > before)
     pauses = [1, 2, 4]
     wanted = [True]
     for pause in pauses:
         wanted += [False] * pause + [True]
     assert looked == (wanted + [False] * 12)[:12]
-    eyes.rests = 0
+    eyes.rests, sock.wake = 0, None
     for _ in range(3):
         ours.sendall(REPLY)
         assert eyes.receive(SIZE) == REPLY
@@ -97,11 +92,10 @@ def test_pause_between_looks_has_an_end(ends: tuple[socket.socket, Watched]) -> 
     """However long calls took, quick ones are noticed again."""
     ours, sock = ends
     eyes = Lookout(sock, sock.recv)
+    sock.wake = partial(ours.sendall, REPLY)
     for _ in range(10):
         eyes.rests = 0
-        timer = later(ours)
         eyes.receive(SIZE)
-        timer.join()
     assert eyes.rests == MOST_RESTS
 
 
@@ -111,10 +105,10 @@ def test_one_look_that_took_too_long_stops_all_links(
     """Who looks while others want the CPU would wait whole time slices for them."""
     ours, sock = ends
     sock.slow = 2 * DISTURBED_SECONDS
-    timer = later(ours)
+    sock.wake = partial(ours.sendall, REPLY)
     assert Lookout(sock, sock.recv).receive(SIZE) == REPLY
-    timer.join()
     assert sock.looks == 1
+    sock.wake = None
     lookout.disturbance.until += 60
     other = Lookout(sock, sock.recv)
     ours.sendall(REPLY)
@@ -164,8 +158,7 @@ def test_frame_in_pieces_is_whole(ends: tuple[socket.socket, Watched]) -> None:
     ours, sock = ends
     link = Link(sock, Limits(SIZE))
     ours.sendall(REPLY[:5])
-    timer = later(ours, REPLY[5:])
     assert link.receive_small(Kind.RESULT) is None
+    ours.sendall(REPLY[5:])
     frame = link.receive()
-    timer.join()
     assert (frame.kind, frame.call_id, bytes(frame.body)) == (Kind.RESULT, 1, b"x")
