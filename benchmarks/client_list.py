@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import resource
+import signal
 import ssl
 import statistics
 import subprocess
@@ -359,19 +360,22 @@ def main() -> None:
 def run(name: str, config: dict[str, Any]) -> dict[str, Any]:
     """Measure one contender in a new process."""
     command = [sys.executable, __file__, "--measure", name, "--config"]
-    try:
-        done = subprocess.run(
-            [*command, json.dumps(config)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {"missing": "not done within 60 s"}
-    if done.returncode:
-        return {"missing": done.stderr.strip()[-300:].replace("\n", " ")}
-    result: dict[str, Any] = json.loads(done.stdout)
+    with subprocess.Popen(
+        [*command, json.dumps(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            told, errors = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            # With the process that it forks to measure memory.
+            os.killpg(process.pid, signal.SIGKILL)
+            return {"missing": "not done within 60 s"}
+    if process.returncode:
+        return {"missing": errors.strip()[-300:].replace("\n", " ")}
+    result: dict[str, Any] = json.loads(told)
     return result
 
 
