@@ -141,6 +141,7 @@ def test_wrong_command_line_is_2(words: list[str]) -> None:
     assert 2 == ended.value.code
 
 
+ALLOW = ["init", "--service-account", "a", "-n", "b", "--policy", "--allow"]
 REFUSED: dict[str, tuple[list[str], str]] = {
     "no cluster": (["ps"], "kubeconfig"),
     "no such file": (["render", "--parent", "/nowhere"], "/nowhere"),
@@ -166,37 +167,19 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "policy": (["init", "--service-account", "a", "--policy"], "--namespace"),
     "allow": (["init", "--service-account", "a", "--allow", "secret=b"], "--policy"),
     "allowed kind": (
-        ["init", "--service-account", "a", "-n", "b", "--policy", "--allow", "x=y"],
+        [*ALLOW, "x=y"],
         "secret, claim",
     ),
     "allowed name": (
-        ["init", "--service-account", "a", "-n", "b", "--policy", "--allow", "secret"],
+        [*ALLOW, "secret"],
         "= in the middle",
     ),
     "allowed name with an end of line": (
-        [
-            "init",
-            "--service-account",
-            "a",
-            "-n",
-            "b",
-            "--policy",
-            "--allow",
-            "claim=b\n",
-        ],
+        [*ALLOW, "claim=b\n"],
         "no name of an object",
     ),
     "allowed name beyond ASCII": (
-        [
-            "init",
-            "--service-account",
-            "a",
-            "-n",
-            "b",
-            "--policy",
-            "--allow",
-            "claim=\xe9",
-        ],
+        [*ALLOW, "claim=\xe9"],
         "no name of an object",
     ),
     "unset account": (["init", "--service-account", ""], "--service-account: ''"),

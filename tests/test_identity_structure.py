@@ -5,18 +5,13 @@ Each also presents the right name or address: OpenSSL accepts several of them fo
 
 from __future__ import annotations
 
-import datetime as dt
-
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtensionOID, NameOID
+from cryptography.x509.oid import ExtensionOID
 
 import kubetls
+from tests.property.strategies import certificate_with
 
-KEY = ec.generate_private_key(ec.SECP256R1())
-START = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
 NAME = b"\x82\x09a.example"
 ADDRESS = b"\x87\x04\x0a\x60\x00\x01"
 
@@ -29,26 +24,13 @@ def sequence(*entries: bytes) -> bytes:
 
 def certificate(*values: bytes) -> bytes:
     """Return a certificate, DER, with these octets as its SAN, or as several."""
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x")])
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(KEY.public_key())
-        .serial_number(1)
-        .not_valid_before(START)
-        .not_valid_after(START + dt.timedelta(days=1))
-    )
     # A second one of a kind cannot be built: it is renamed afterwards.
     kinds = (
         ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
         ExtensionOID.ISSUER_ALTERNATIVE_NAME,
     )
-    for kind, value in zip(kinds, values, strict=False):
-        extension = x509.UnrecognizedExtension(kind, value)
-        builder = builder.add_extension(extension, critical=False)
-    signed = builder.sign(KEY, hashes.SHA256())
-    der = signed.public_bytes(serialization.Encoding.DER)
+    paired = zip(kinds, values, strict=False)
+    der = certificate_with(*(x509.UnrecognizedExtension(*pair) for pair in paired))
     return der.replace(b"\x06\x03\x55\x1d\x12", b"\x06\x03\x55\x1d\x11")
 
 

@@ -46,6 +46,7 @@ TABLE = {
     "kubetls.client.discovery": "edges",
     "kubetls.client.exchange": "edges",
     "kubetls.client.limits": "values",
+    "kubetls.client.shapes": "values",
     "kubetls.client.lines": "edges",
     "kubetls.client.list_watch": "edges",
     "kubetls.client.listing": "edges",

@@ -17,6 +17,7 @@ from kubetls.cli.page import Finding, span, texts
 from kubetls.cli.remedies import chain_remedy, request_remedy
 from kubetls.cli.whoami import ANONYMOUS, reviewed_user
 from kubetls.client.paths import path
+from kubetls.client.shapes import mapping, mappings
 from kubetls.credentials.pem import pem_blocks
 from kubetls.errors import (
     ChainRefused,
@@ -214,11 +215,8 @@ def _rules_finding(session: Session, data: dict[str, Any]) -> Finding:
         answered = session.post(path(version, "selfsubjectrulesreviews"), body)
     except KubeTLSError as error:
         return _request_finding("authorization", error)
-    found = answered.get("status")
-    status = found if isinstance(found, dict) else {}
-    listed = status.get("resourceRules")
-    entries = listed if isinstance(listed, list) else []
-    rules = [rule for rule in entries if isinstance(rule, dict) and rule]
+    status = mapping(answered, "status")
+    rules = [rule for rule in mappings(status, "resourceRules") if rule]
     data["rules"] = rules
     lines = sorted({_rule(rule) for rule in rules} - {""})
     more = len(lines) - LISTED_RULES

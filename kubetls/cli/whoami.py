@@ -10,6 +10,7 @@ from kubetls.client.limits import Timeout
 from kubetls.client.paths import path
 from kubetls.client.retry import Retries
 from kubetls.client.session import session
+from kubetls.client.shapes import mapping
 from kubetls.credentials.kubeconfig import kubeconfig
 from kubetls.errors import (
     ConfigError,
@@ -43,10 +44,9 @@ def reviewed_user(session: Session) -> dict[str, Any]:
     """
     body = {"apiVersion": REVIEW, "kind": "SelfSubjectReview"}
     answered = session.post(path(REVIEW, "selfsubjectreviews"), body)
-    status = answered.get("status")
-    user = status.get("userInfo") if isinstance(status, dict) else None
-    name = user.get("username") if isinstance(user, dict) else None
-    if not isinstance(user, dict) or not isinstance(name, str) or not name:
+    user = mapping(mapping(answered, "status"), "userInfo")
+    name = user.get("username")
+    if not isinstance(name, str) or not name:
         raise ProtocolError(
             session.server, "no username in its SelfSubjectReview", True
         )

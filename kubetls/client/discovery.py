@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from kubetls.client.paths import group_version_path, path
+from kubetls.client.shapes import mappings
 from kubetls.errors import ConfigError
 from kubetls.identity.names import escaped
 
@@ -68,15 +69,11 @@ class Discovery:
 
     def _ask(self, api_version: str) -> dict[str, Resource]:
         answer = self._get(group_version_path(api_version))
-        listed = answer.get("resources")
-        entries = listed if isinstance(listed, list) else []
         return {
             str(entry.get("kind")): Resource(name, bool(entry.get("namespaced")))
-            for entry in entries
+            for entry in mappings(answer, "resources")
             # Subresources are listed beside their resource, with kinds of their own.
-            if isinstance(entry, dict)
-            and isinstance(name := entry.get("name"), str)
-            and "/" not in name
+            if isinstance(name := entry.get("name"), str) and "/" not in name
         }
 
     def path_of(

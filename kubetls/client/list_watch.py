@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from kubetls.client.listing import Listing
+from kubetls.client.shapes import mapping
 from kubetls.client.stream import TRANSIENT, Event, Stream
 from kubetls.client.watch import Watch
 from kubetls.errors import BadRequest, Expired, Invalid
@@ -161,6 +162,5 @@ class ListWatch(Stream):
 
 
 def _ends_initial_events(bookmark: dict[str, Any]) -> bool:
-    metadata = bookmark.get("metadata")
-    found = metadata.get("annotations") if isinstance(metadata, dict) else None
-    return isinstance(found, dict) and found.get(INITIAL_EVENTS_END) == "true"
+    annotations = mapping(mapping(bookmark, "metadata"), "annotations")
+    return annotations.get(INITIAL_EVENTS_END) == "true"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from kubetls.client.limits import waiting_seconds
+from kubetls.client.shapes import mapping, mappings
 from kubetls.errors import ConfigError, WaitTimeout
 from kubetls.identity.names import escaped
 
@@ -61,7 +62,7 @@ def condition(until: Condition | str) -> Condition:
 
 def _has(item: dict[str, Any], kind: str, status: str) -> bool:
     """Tell whether a condition has a status that is not older than the object."""
-    generation = _inner(item, "metadata").get("generation")
+    generation = mapping(item, "metadata").get("generation")
     for entry in _conditions(item):
         if entry.get("type") != kind or entry.get("status") != status:
             continue
@@ -73,16 +74,8 @@ def _has(item: dict[str, Any], kind: str, status: str) -> bool:
     return False
 
 
-def _inner(item: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a mapping of an object, {} for another shape, as custom ones may have."""
-    found = item.get(name)
-    return found if isinstance(found, dict) else {}
-
-
 def _conditions(item: dict[str, Any]) -> list[dict[str, Any]]:
-    found = _inner(item, "status").get("conditions")
-    entries = found if isinstance(found, list) else []
-    return [entry for entry in entries if isinstance(entry, dict)]
+    return mappings(mapping(item, "status"), "conditions")
 
 
 def wait_for(
@@ -119,7 +112,7 @@ def wait_for(
 def _seen(item: dict[str, Any] | None, *, synced: bool) -> str:
     if item is None:
         return "there is no such object" if synced else "no answer came"
-    status = _inner(item, "status")
+    status = mapping(item, "status")
     conditions = [
         f"{entry.get('type')}={entry.get('status')}" for entry in _conditions(item)
     ]
