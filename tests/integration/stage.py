@@ -16,7 +16,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import pytest
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from flame_backend.events import Event
     from tests.cluster.control_plane import ControlPlane
 
+T = TypeVar("T")
 Agent = subprocess.Popen[bytes]
 RUNNER = (sys.executable, "-P", "-m", "flame_backend.runner")
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -183,17 +184,22 @@ class Stage:
 
     def await_runners(self, count: int, seconds: float = 20) -> list[dict[str, Any]]:
         """Wait until so many runner pods are there."""
-        self.until(lambda: len(self.runners()) == count, seconds)
-        return self.runners()
 
-    def until(self, what: Callable[[], object], seconds: float = 20) -> None:
-        """Wait for something."""
+        def so_many() -> list[dict[str, Any]] | None:
+            found = self.runners()
+            return found if len(found) == count else None
+
+        return self.until(so_many, seconds)
+
+    def until(self, what: Callable[[], T | None], seconds: float = 20) -> T:
+        """Wait for something and return it: who looks twice may see two things."""
         deadline = time.monotonic() + seconds
-        while not what():
+        while not (found := what()):
             if time.monotonic() > deadline:
                 names = [pod["metadata"]["name"] for pod in self.runners()]
                 pytest.fail(f"nothing in {seconds:g} s; runners: {names}")
             time.sleep(0.1)
+        return found
 
 
 class Play:
@@ -218,17 +224,16 @@ class Play:
         self.pool.shutdown(cancel_futures=True)
 
     def runner(self) -> dict[str, Any]:
-        """Wait for the pool's only runner pod."""
+        """Wait until the pool has one runner pod that is not on its way out."""
 
-        def mine() -> list[dict[str, Any]]:
+        def mine() -> dict[str, Any] | None:
             name = self.pool.status().name
             labels = f"flame-backend/pool={name}"
-            found = self.stage.session.list(self.stage.path, labels=labels)
-            return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+            pods = list(self.stage.session.list(self.stage.path, labels=labels))
+            found = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+            return found[0] if len(found) == 1 else None
 
-        self.stage.until(mine)
-        (pod,) = mine()
-        return pod
+        return self.stage.until(mine)
 
     def phases(self) -> list[tuple[str, str]]:
         """Return phases of boots and their words, in order."""
@@ -242,8 +247,7 @@ class Play:
 
     def error(self, seconds: float = 20) -> BootError:
         """Wait for the first boot that fails."""
-        self.stage.until(self.errors, seconds)
-        return self.errors()[0]
+        return self.stage.until(self.errors, seconds)[0]
 
 
 def staged(

@@ -55,8 +55,7 @@ def test_lease_owns_the_runners_of_another_namespace(
     options = {"namespace": elsewhere, "service_account": "web"}
     path = kubetls.path("v1", "pods", namespace=elsewhere)
     with Play(stage, backend=options):
-        stage.until(lambda: list(stage.session.list(path)))
-        (pod,) = stage.session.list(path)
+        (pod,) = stage.until(lambda: list(stage.session.list(path)))
         ((holder, lease),) = leases(stage, elsewhere).items()
         assert holder.startswith(f"{stage.name}/app/")
         (owner,) = pod["metadata"]["ownerReferences"]
