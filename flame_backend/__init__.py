@@ -12,11 +12,13 @@ process. Every public name is listed in `__all__` and loaded when it is first us
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.version import VERSION
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from flame_backend import events as events
     from flame_backend.backends.inline import InlineBackend
     from flame_backend.backends.kubernetes.backend import KubernetesBackend

@@ -9,10 +9,10 @@ token, a key or a payload. This module imports nothing of ours.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import concurrent.futures
+    from typing import Any
 
 
 class FlameError(Exception):

@@ -374,9 +374,22 @@ def test_modules_at_hello_are_few_and_light() -> None:
     heavy = {
         "asyncio", "cloudpickle", "ctypes", "email", "hashlib", "inspect", "logging",
         "ormsgpack", "pathlib", "pickle", "random", "ssl", "subprocess", "tempfile",
-        "threading", "traceback", "typing_extensions", "urllib",
+        "threading", "traceback", "typing", "typing_extensions", "urllib",
     }  # fmt: skip
     assert set() == heavy & (loaded - bare)
+
+
+def test_first_slot_is_forked_before_typing_is_loaded() -> None:
+    """Annotations cost a runner nothing: typing alone takes 2.5 of 40 ms."""
+    code = (
+        f"import sys; sys.path.append({str(ROOT)!r})\n"
+        "from flame_backend.runner.parent import Parent\n"
+        "from flame_backend.runner.zygote import _load_slot_modules\n"
+        "_load_slot_modules(Parent('p', 'r', 'fd'))\n"
+        "print('flame_backend.runner.slot' in sys.modules, 'typing' in sys.modules)"
+    )
+    command = [sys.executable, "-I", "-S", "-c", code]
+    assert "True False\n" == subprocess.check_output(command, text=True)
 
 
 ROOT = Path(flame.__file__).parent.parent

@@ -20,7 +20,6 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.errors import LinkUnauthenticated, MalformedFrame
 from flame_backend.runner.control import Control
@@ -28,7 +27,10 @@ from flame_backend.runner.processes import adopt_orphans, end_below
 from flame_backend.runner.pump import Pump
 from flame_backend.wire.frames import CONTROL_LIMITS, FrameDecoder, Kind, pack_frame
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from flame_backend.runner.parent import Parent
     from flame_backend.wire.frames import Frame
 

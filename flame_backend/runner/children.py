@@ -10,12 +10,13 @@ import os
 import signal
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
 
 from flame_backend.runner.processes import descendants, end_below
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from typing import Final
 
 KILL_SECONDS: Final = 2.0
 

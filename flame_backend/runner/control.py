@@ -15,13 +15,15 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.runner.parent import PROTOCOL_VERSION
 from flame_backend.version import VERSION
 from flame_backend.wire.frames import WELCOME_LIMITS, FrameDecoder, Kind, pack_frame
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from flame_backend.runner.parent import Parent
     from flame_backend.wire.frames import Frame
 

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
-from flame_backend.runner.parent import Parent
+from flame_backend.runner.parent import parse_parent
 from flame_backend.wire.functions import dump_object, load_object
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from typing import Any, Final, NoReturn
+
+    from flame_backend.runner.parent import Parent
 
 _HOME: Final = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))  # noqa: PTH120 - text is what travels
 _CODE: Final = (
@@ -26,18 +29,21 @@ _CODE: Final = (
 )
 
 
-class Origin(NamedTuple):
+class Origin:
     """What makes this process a runner of its pool.
 
     Attributes:
         parent: Who started it.
-        welcome: The body of WELCOME.
+        welcome: The body of WELCOME; empty until it came.
         environ: The environment before any code of the app ran.
     """
 
-    parent: Parent
-    welcome: bytes
-    environ: Mapping[str, str]
+    def __init__(
+        self, parent: Parent, welcome: bytes, environ: Mapping[str, str]
+    ) -> None:
+        self.parent: Final = parent
+        self.welcome = welcome
+        self.environ: Final = environ
 
 
 def replace_process(
@@ -90,11 +96,11 @@ def read_state(state: int) -> tuple[Origin, str, dict[str, Any]]:
     """Return origin, role and facts that the process before has left."""
     with open(state, "rb") as file:
         (parent, welcome, environ), role, facts = load_object(file.read())
-    return Origin(Parent(*parent), welcome, environ), role, facts
+    return Origin(parse_parent(parent), welcome, environ), role, facts
 
 
 def _written(origin: Origin, role: str, facts: dict[str, Any]) -> int:
-    plain = tuple(origin.parent), origin.welcome, dict(origin.environ)
+    plain = origin.parent.encoded(), origin.welcome, dict(origin.environ)
     body = dump_object((plain, role, facts))
     state = _nameless_file()
     with open(state, "wb", closefd=False) as file:

@@ -7,12 +7,13 @@ import json
 import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.wire.functions import load_object
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any, Final
 
 TRACEBACK_CHARACTERS: Final = 64 * 1024
 

@@ -15,9 +15,12 @@ import os
 import sys
 import termios
 from contextlib import suppress
-from typing import Final
 
 from flame_backend.runner.pump import CELL_BYTES, MARK
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _FIONREAD: Final = termios.FIONREAD
 _ioctl: Final = fcntl.ioctl

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, Final, NamedTuple
 
 from flame_backend.errors import ParentError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 VARIABLE: Final = "FLAME_PARENT"
 VARIABLE_BYTES: Final = 4096
@@ -29,8 +32,7 @@ ADDRESSES: Final = 8
 _PEM: Final = "-----BEGIN CERTIFICATE-----"
 
 
-# No dataclass: that would import inspect, ast and dis before HELLO.
-class Parent(NamedTuple):
+class Parent:
     """The process that owns this runner.
 
     Attributes:
@@ -46,21 +48,41 @@ class Parent(NamedTuple):
         failsafe: Seconds without a parent after which the runner ends.
     """
 
-    pool: str
-    runner: str
-    transport: str
-    fd: int = -1
-    pid: int = 0
-    addresses: tuple[str, ...] = ()
-    port: int = 0
-    certificate: str = ""
-    token_path: str = ""
-    failsafe: float = FAILSAFE_SECONDS
+    # Written out: dataclasses would import inspect, ast and dis before HELLO.
+    def __init__(  # noqa: PLR0913 - the fields of the schema
+        self,
+        pool: str,
+        runner: str,
+        transport: str,
+        *,
+        fd: int = -1,
+        pid: int = 0,
+        addresses: tuple[str, ...] = (),
+        port: int = 0,
+        certificate: str = "",
+        token_path: str = "",
+        failsafe: float = FAILSAFE_SECONDS,
+    ) -> None:
+        self.pool: Final = pool
+        self.runner: Final = runner
+        self.transport: Final = transport
+        self.fd: Final = fd
+        self.pid: Final = pid
+        self.addresses: Final = addresses
+        self.port: Final = port
+        self.certificate: Final = certificate
+        self.token_path: Final = token_path
+        self.failsafe: Final = failsafe
+
+    def __repr__(self) -> str:
+        """Return the call that makes it."""
+        facts = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"Parent({facts})"
 
     def encoded(self) -> str:
         """Return the variable's text."""
         facts: dict[str, Any] = {"v": PROTOCOL_VERSION}
-        facts |= self._asdict()
+        facts |= vars(self)
         return json.dumps(facts, separators=(",", ":"))
 
 

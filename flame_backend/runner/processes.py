@@ -11,8 +11,8 @@ import signal
 import sys
 import warnings
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection
 

@@ -11,26 +11,28 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flame_backend.wire.bucket import Bucket
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final, Protocol
+
     from flame_backend.wire.small import Encoded
+
+    class Reporter(Protocol):
+        """The way of one call's reports."""
+
+        def encode(self, value: Any, message: str | None) -> Encoded:
+            """Encode a report; raises what the caller of `progress` is to see."""
+
+        def send(self, report: Encoded) -> None:
+            """Send it; never raises."""
+
 
 BURST: Final = 20
 PER_SECOND: Final = 20.0
 """More often than people or bars can tell apart."""
-
-
-class Reporter(Protocol):
-    """The way of one call's reports."""
-
-    def encode(self, value: Any, message: str | None) -> Encoded:
-        """Encode a report; raises what the caller of `progress` is to see."""
-
-    def send(self, report: Encoded) -> None:
-        """Send it; never raises."""
 
 
 class Current:

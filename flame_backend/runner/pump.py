@@ -14,7 +14,6 @@ import select
 import sys
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.wire.bucket import Bucket
 
@@ -39,8 +38,10 @@ MARK: Final = b"\0\0flame\0"
 
 _MARK_BYTES: Final = len(MARK) + CELL_BYTES
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any, Final
 
     Send = Callable[[dict[str, Any]], None]
 

@@ -6,7 +6,6 @@ import sys
 import time
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.runner.chunks import run_chunk
 from flame_backend.runner.fresh import replace_process
@@ -14,7 +13,10 @@ from flame_backend.runner.output import running
 from flame_backend.runner.placed import run_placed
 from flame_backend.wire.functions import dump_object
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from flame_backend.runner.fresh import Origin
     from flame_backend.runner.stamps import Stamps
     from flame_backend.wire.link import Link

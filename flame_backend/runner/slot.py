@@ -14,7 +14,6 @@ import select
 import socket
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.errors import (
     LinkError,
@@ -31,7 +30,10 @@ from flame_backend.wire.functions import dump_object, load_object
 from flame_backend.wire.link import Link
 from flame_backend.wire.small import Encoded, small_body
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from flame_backend.runner.fresh import Origin
     from flame_backend.runner.parent import Parent
     from flame_backend.runner.stamps import Stamps

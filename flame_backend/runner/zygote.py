@@ -19,7 +19,6 @@ import time
 import warnings
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from flame_backend.runner.children import Child, Children
 from flame_backend.runner.fresh import Origin, replace_process, spawn_slot
@@ -28,8 +27,10 @@ from flame_backend.runner.processes import die_with, threads_left
 from flame_backend.runner.stamps import Stamps
 from flame_backend.wire.frames import WELCOME_LIMITS, FrameDecoder, Kind, pack_frame
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any, Final, NoReturn
 
     from flame_backend.runner.parent import Parent
 
@@ -158,7 +159,7 @@ class Zygote:
 
     def _obey(self, kind: int, body: bytes) -> None:
         if kind == Kind.WELCOME:
-            self._origin = self._origin._replace(welcome=body)
+            self._origin.welcome = body
             started = time.monotonic()
             if self._load():
                 phases = [["import", time.monotonic() - started]]

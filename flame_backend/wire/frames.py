@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final
 
 from flame_backend.errors import MalformedFrame
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Final
 
 HEADER: Final = struct.Struct("!BBHIQ")
 """Kind, flags (always 0), segment count, body length, call id; big-endian."""

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import pickle
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.errors import NotSerializable, PayloadTooLarge
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any, Final
 
     from flame_backend.wire.link import Body
 
@@ -30,7 +31,7 @@ _SMALL: Final = 4096
 """Up to here a copy costs less than a file to write to."""
 
 
-class _Parts(list[Any]):
+class _Parts(list[bytes]):
     """A pickler's file that keeps large buffers as the objects they are.
 
     C pickle writes a large bytes object by itself, unframed, and everything small in

@@ -15,7 +15,6 @@ import io
 import os
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
 
 from flame_backend.errors import LinkClosed, LinkError, MalformedFrame
 from flame_backend.wire.frames import (
@@ -31,8 +30,10 @@ from flame_backend.wire.frames import (
 )
 from flame_backend.wire.lookout import Lookout
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any, Final
 
     Buffer = bytes | bytearray | memoryview
 

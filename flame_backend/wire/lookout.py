@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import socket
 import time
-from typing import TYPE_CHECKING, Final
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Final
 
 LOOK_SECONDS: Final = 50e-6
 """About what sleeping and being woken costs on both sides: never more than doubled."""

@@ -8,9 +8,11 @@ MessagePack as `values` writes it, and is read by `decoding` like anything else.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     Buffer = bytes | bytearray | memoryview
 
 TEXT_BYTES: Final = 255

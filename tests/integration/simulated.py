@@ -135,7 +135,7 @@ class Runners:
         with tempfile.NamedTemporaryFile("w") as token:
             token.write(self._token(pod, source))
             token.flush()
-            hello = _hello(parent._replace(token_path=token.name))
+            hello = _hello(Parent(**vars(parent) | {"token_path": token.name}))
         peer = Peer(parent, pack_frame(Kind.HELLO, hello))
         self._controls.add(peer)
         return peer
