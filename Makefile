@@ -56,6 +56,8 @@ test-slow: $(STAMP) ## Tests that take many minutes (a token's whole life)
 	@$(PY) -m pytest tests -m slow
 
 bench: $(STAMP) ## Ratios beside peers and limits, in about four minutes
+	@# A package has its bytecode once it is installed; a checkout may not.
+	@$(PY) -m compileall -q kubetls flame_backend benchmarks
 	@$(PY) benchmarks/identity.py
 	@$(PY) benchmarks/client_import.py
 	@$(PY) benchmarks/client_list.py
