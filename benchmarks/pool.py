@@ -50,7 +50,7 @@ class Row(NamedTuple):
     Attributes:
         what: What was measured, against what.
         found: The ratio, or the number.
-        goal: What DESIGN asks for; 0 for a peer's figure, which has none.
+        goal: The goal; 0 for a peer's figure, which has none.
         low: Less is better.
         note: More about it.
     """
