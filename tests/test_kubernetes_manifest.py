@@ -222,6 +222,36 @@ def test_deleted_volume_takes_its_mounts_along(item: dict[str, Any]) -> None:
     assert "data" not in {mount["name"] for mount in runner(pod)["volumeMounts"]}
 
 
+def test_a_callback_may_hand_back_the_mounts_it_was_given() -> None:
+    """Those of tokens stay behind with their volumes; it need not know which."""
+
+    def more(_: dict[str, Any], app: dict[str, Any]) -> dict[str, Any]:
+        mounts = [*app["volumeMounts"], {"name": "scratch", "mountPath": "/scratch"}]
+        volumes = [{"name": "scratch", "emptyDir": {}}]
+        return {"spec": {"volumes": volumes, "containers": [{"volumeMounts": mounts}]}}
+
+    mounts = {mount["name"] for mount in runner(made(manifest=more))["volumeMounts"]}
+    assert {"data", "mixed", "scratch", TOKEN_VOLUME} == mounts
+
+
+def test_what_is_taken_out_may_be_written_anew() -> None:
+    """As for kubectl: delete, then another of that name, with nothing of the old."""
+    mounts = [
+        {"mountPath": "/data", "$patch": "delete"},
+        {"mountPath": "/data", "name": "mixed", "readOnly": True},
+    ]
+    manifest = {"spec": {"containers": [{"volumeMounts": mounts}]}}
+    (found,) = [
+        mount
+        for mount in runner(made(manifest=manifest))["volumeMounts"]
+        if mount["mountPath"] == "/data"
+    ]
+    assert mounts[1] == found
+    mounts.reverse()
+    with pytest.raises(ManifestError, match="stands twice"):
+        made(manifest=manifest)
+
+
 def test_default_can_be_taken_out() -> None:
     """What we set where the app is silent is not forced."""
     pod = made(

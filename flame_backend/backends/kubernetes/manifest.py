@@ -198,7 +198,7 @@ def _steps(
     _set_defaults(pod)
     yield "default", pod
     pod = merged(pod, _aimed(user), "manifest")
-    _settle(pod, user)
+    _settle(pod, user, parent)
     yield "manifest", pod
     _apply_options(pod, options)
     yield "option", pod
@@ -265,13 +265,13 @@ def _set_defaults(pod: dict[str, Any]) -> None:
     pod["metadata"]["annotations"] = dict(_DEFAULT_ANNOTATIONS)
 
 
-def _settle(pod: dict[str, Any], user: dict[str, Any]) -> None:
+def _settle(pod: dict[str, Any], user: dict[str, Any], parent: dict[str, Any]) -> None:
     """Follow up on what the manifest took out and put in."""
     if not _runner(pod).get("image"):
         reason = "a runner needs an image"
         raise ManifestError("manifest.spec.containers[0].image", reason)
     settle_escalation(pod)
-    settle_volumes(pod["spec"], user.get("spec") or {})
+    settle_volumes(pod["spec"], user.get("spec") or {}, parent["spec"])
 
 
 def _apply_options(pod: dict[str, Any], options: RunnerOptions) -> None:

@@ -134,10 +134,12 @@ def _merged_list(base: list[Any], patch: Any, field: str, where: str) -> list[An
         # Of variables the last one counts, everywhere in Kubernetes.
         if name in said and field != "env":
             raise ManifestError(place, "stands twice")
-        said.add(name)
         if _deletes(item, key, field, place):
+            # Another of that name may follow, and has nothing of the old one then.
             result.pop(name, None)
-        elif field in _WHOLE:
+            continue
+        said.add(name)
+        if field in _WHOLE:
             result[name] = merged(None, item, place)
         else:
             result[name] = merged(result.get(name), item, place)

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 _FIELDS: Final = ("volumeMounts", "volumeDevices")
 
 
-def settle_volumes(spec: dict[str, Any], user: dict[str, Any]) -> None:
+def settle_volumes(
+    spec: dict[str, Any], user: dict[str, Any], parent: dict[str, Any]
+) -> None:
     """Keep the volumes that are mounted and the mounts that have a volume.
 
     A volume that was taken out takes its inherited mounts along; one that nothing
@@ -22,6 +24,8 @@ def settle_volumes(spec: dict[str, Any], user: dict[str, Any]) -> None:
     Args:
         spec: The pod's, ours to change.
         user: The manifest's spec.
+        parent: The parent's spec. What a callback was given and hands back is no
+            wish: the mount of a token that is left behind is left behind with it.
 
     Raises:
         ManifestError: The manifest itself mounts what there is not.
@@ -38,6 +42,7 @@ def settle_volumes(spec: dict[str, Any], user: dict[str, Any]) -> None:
     spec["volumes"] = there
     known = {volume["name"] for volume in there}
     said = set(_said(user))
+    theirs = set(_mounts(parent))
     for where, container in containers:
         for field in _FIELDS:
             entries = container.get(field)
@@ -45,9 +50,10 @@ def settle_volumes(spec: dict[str, Any], user: dict[str, Any]) -> None:
                 continue
             container[field] = [e for e in entries if e.get("name") in known]
             for entry in entries:
-                place = f"{where}.{field}[{entry[MERGE_KEYS[field]]}]"
-                if entry.get("name") not in known and place in said:
-                    reason = f"there is no volume {entry.get('name')!r}"
+                name, path = entry.get("name"), entry[MERGE_KEYS[field]]
+                place = f"{where}.{field}[{path}]"
+                if name not in known and place in said and (name, path) not in theirs:
+                    reason = f"there is no volume {name!r}"
                     raise ManifestError(f"manifest.spec.{place}", reason)
 
 
@@ -71,6 +77,14 @@ def _said(user: dict[str, Any]) -> Iterator[str]:
             for entry in container.get(field) or ():
                 if DIRECTIVE not in entry:
                     yield f"{where}.{field}[{entry[MERGE_KEYS[field]]}]"
+
+
+def _mounts(spec: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield which volumes are mounted, and where."""
+    for _, container in _containers(spec):
+        for field in _FIELDS:
+            for entry in container.get(field) or ():
+                yield entry["name"], entry[MERGE_KEYS[field]]
 
 
 def _containers(spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
