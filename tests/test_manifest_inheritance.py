@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from flame_backend.backends.kubernetes import shapes
 from flame_backend.backends.kubernetes.refusals import TOKEN_VOLUME
 from flame_backend.errors import ManifestError
 from tests.runner_manifests import PARENT, env, made, runner
@@ -125,6 +126,18 @@ def test_devices_that_nothing_claims_stay_behind() -> None:
     for wrong in ("2", {"claims": "gpu"}):
         with pytest.raises(ManifestError, match="resources"):
             made(parent, resources=wrong)
+
+
+@pytest.mark.parametrize("nameless", [{}, {"name": ""}])
+def test_pull_secret_without_a_name_stays_behind(nameless: dict[str, Any]) -> None:
+    """Charts write them; nothing is merged with one, and a policy would refuse it."""
+    parent = copy.deepcopy(PARENT)
+    parent["spec"]["imagePullSecrets"] = [nameless, {"name": "a"}]
+    manifest = {"spec": {"imagePullSecrets": [{"name": "b"}]}}
+    shapes.check_shape(parent, shapes.PARENT, "file")
+    for options, names in (({}, ["a"]), ({"manifest": manifest}, ["a", "b"])):
+        found = made(parent, **options)["spec"]["imagePullSecrets"]
+        assert names == [entry["name"] for entry in found]
 
 
 def test_volumes_that_nothing_mounts_stay_behind() -> None:

@@ -103,6 +103,26 @@ def test_sidecar_is_accepted(admin: kubetls.Session) -> None:
     post(admin, runner_pod(parent, options, IDENTITY), admin.namespace)
 
 
+def test_pull_secret_without_a_name_is_no_fault_of_a_parent(
+    admin: kubetls.Session,
+) -> None:
+    """The server warns of it and drops the name; its runner goes without."""
+    parent = {
+        "metadata": {"name": "web"},
+        "spec": {
+            "imagePullSecrets": [{"name": ""}],
+            "containers": [{"name": "app", "image": "app:1"}],
+        },
+    }
+    path = kubetls.path("v1", "pods", namespace=admin.namespace)
+    stored = admin.post(path, parent, STRICT, dry_run=True)
+    assert [{}] == stored["spec"]["imagePullSecrets"]
+    manifest = {"spec": {"imagePullSecrets": [{"name": "registry"}]}}
+    pod = runner_pod(stored, RunnerOptions(manifest=manifest), IDENTITY)
+    assert [{"name": "registry"}] == pod["spec"]["imagePullSecrets"]
+    post(admin, pod, admin.namespace)
+
+
 def test_parents_own_pod_becomes_a_runner(
     admin: kubetls.Session, control_plane: ControlPlane
 ) -> None:

@@ -85,6 +85,10 @@ def inherited_pod(
         raise ManifestError("inherit", 'must be "app" or "image"')
     app = inherit == "app"
     spec = _copied(pod["spec"], _APP_SPEC if app else _IMAGE_SPEC)
+    if "imagePullSecrets" in spec:
+        # Charts write one without a name where there is none; the API lets it pass.
+        named = [entry for entry in spec["imagePullSecrets"] if entry.get("name")]
+        spec["imagePullSecrets"] = named
     runner = _copied(container, _APP_CONTAINER if app else _IMAGE_CONTAINER)
     runner["image"] = _running_image(pod, container)
     beside = [_sidecar(pod, container["name"], name) for name in sidecars]

@@ -42,7 +42,7 @@ PARENT: Final = {
         "containers": [_CONTAINER],
         "initContainers": [_CONTAINER],
         "volumes": [{"name": str, "projected": {"sources": [{}]}}],
-        "imagePullSecrets": _NAMED,
+        "imagePullSecrets": [{}],  # without a name, the API only warns of them
         "hostAliases": [{"ip": str}],
     },
     "status": {"containerStatuses": _NAMED, "podIPs": [{"ip": str}]},
