@@ -120,6 +120,17 @@ def test_dry_run_changes_nothing() -> None:
         assert before == server.objects("v1", "ConfigMap")
 
 
+@pytest.mark.parametrize("name", ["a,b", "a=b", "a!=b,c", "a\\b", "sys:tem"])
+def test_object_of_any_name_is_waited_for(name: str) -> None:
+    """A client writes what ends a selector's term with a backslash before it."""
+    item = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}}
+    with testing.server([item]) as server, kubetls.session(server.config) as session:
+        path = kubetls.path("v1", "configmaps", name, namespace="default")
+        found = session.wait(path, lambda seen: seen is not None, 5)
+        assert found is not None
+        assert name == found["metadata"]["name"]
+
+
 def test_json_patch_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     """In so many words, and not by a cut and a traceback."""
     item = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}}

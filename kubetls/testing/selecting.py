@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     Selects = Callable[[dict[str, Any]], bool]
+
+
+# In a field's value a backslash goes before what would end it: comma, =, backslash.
+_FIELD: Final = re.compile(r"(?:\\.|[^\\,])+")
 
 
 class BadSelector(ValueError):
@@ -25,7 +30,7 @@ def selector(labels: str, fields: str) -> Selects:
         BadSelector: Set-based and other requirements.
     """
     wanted = [_label(term) for term in labels.split(",") if term]
-    wanted += [_field(term) for term in fields.split(",") if term]
+    wanted += [_field(term) for term in _FIELD.findall(fields)]
     return lambda item: all(matches(item) for matches in wanted)
 
 
@@ -42,6 +47,7 @@ def _field(term: str) -> Selects:
     key, value, negated = _parts(term)
     if value is None:
         raise BadSelector(f"a field needs a value, {term!r} has none")
+    value = re.sub(r"\\(.)", r"\1", value)
     return lambda item: (_at(item, key) == value) != negated
 
 
