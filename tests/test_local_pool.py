@@ -436,6 +436,16 @@ def test_runner_has_no_flame_variables_and_knows_its_parent(pool: flame.Pool) ->
     assert flame.parent() is None
 
 
+def test_parent_is_known_by_its_facts() -> None:
+    """What two calls are told is equal: it was one and the same who started both."""
+    local = flame.LocalBackend()
+    with flame.Pool("facts", max=1, backend=local, results="pickle") as pool:
+        first, second = pool.call(flame.parent), pool.call(flame.parent)
+    assert first == second
+    assert {first: "facts"} == {second: second.pool}
+    assert first != flame.Parent("facts", "another", first.transport)
+
+
 def listening(pid: int) -> set[str]:
     """Return the sockets of a process that take connections, by inode."""
     found = set()
