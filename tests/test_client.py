@@ -210,6 +210,8 @@ def test_a_request_is_what_it_says(
     """A timeout or method that is none is the caller's error, and nothing is sent."""
     with pytest.raises(kubetls.ConfigError, match=r"kubetls\.Timeout"):
         session.get("/version", timeout=5)  # type: ignore[arg-type]
+    with pytest.raises(kubetls.ConfigError, match=r"kubetls\.Retries"):
+        session.request("GET", "/version", retries=3)  # type: ignore[arg-type]
     for method in ("get", "", "GET /a HTTP/1.1\r\nX: y"):
         with pytest.raises(kubetls.ConfigError, match="capital letters"):
             session.request(method, "/version")

@@ -70,6 +70,17 @@ def test_conflict_of_another_pod_of_the_name_is_the_end(
     assert [second] == list(pods.all())
 
 
+def test_log_of_a_kubelet_that_is_down_is_asked_for_twice(
+    server: testing.Server,
+) -> None:
+    """Its API server says 500, and the usual pauses would be a quarter of a minute."""
+    path = kubetls.path("v1", "pods", "pool-abc", namespace="default")
+    server.fail_next(500, times=9, path=f"{path}/log")
+    with kubetls.session(server.config) as session:
+        assert "" == Pods(session, "default", "f00d", "uid").last_output("pool-abc")
+    assert 2 == len(server.requests)
+
+
 def test_log_of_a_kubelet_that_is_silent_is_waited_for_shortly(
     server: testing.Server, pods: Pods, monkeypatch: pytest.MonkeyPatch
 ) -> None:

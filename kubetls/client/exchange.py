@@ -27,7 +27,7 @@ from kubetls.client.outgoing import (
     user_agent_text,
 )
 from kubetls.client.response import Response, translated
-from kubetls.client.retry import Retries, wait_before_retry
+from kubetls.client.retry import Retries, require_retries, wait_before_retry
 from kubetls.client.status import api_error, warning_texts
 from kubetls.credentials.endpoint import ignored_proxies
 from kubetls.credentials.keeper import CredentialKeeper
@@ -155,7 +155,8 @@ class Exchange:
             stream,
             waiter or _PATIENT,
         )
-        policy = retries or self.retries
+        policy = self.retries if retries is None else retries
+        require_retries(policy)
         attempt, waited, renewals = 0, 0.0, 0
         while True:
             attempt += 1

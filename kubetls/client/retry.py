@@ -64,6 +64,16 @@ class Retries:
                 raise ConfigError(f"Retries.{name}", "a number, 0 or more")
 
 
+def require_retries(value: object) -> None:
+    """Refuse what is no policy.
+
+    Raises:
+        ConfigError: It is none; a number would fail with the first failure.
+    """
+    if not isinstance(value, Retries):
+        raise ConfigError("retries", "must be kubetls.Retries(attempts=...)")
+
+
 def wait_before_retry(
     policy: Retries,
     error: KubeTLSError,

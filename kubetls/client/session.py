@@ -16,7 +16,7 @@ from kubetls.client.exchange import Exchange, logger
 from kubetls.client.limits import Timeout, require_timeout
 from kubetls.client.logs import log_lines
 from kubetls.client.reading import Reader
-from kubetls.client.retry import Retries
+from kubetls.client.retry import Retries, require_retries
 from kubetls.client.updating import update_object
 from kubetls.client.verbs import Verbs, write_query
 from kubetls.client.waiting import field_of_name, wait_for
@@ -377,8 +377,7 @@ def session(
     if config is not None and not isinstance(config, Config):
         raise ConfigError("config", "from kubetls.kubeconfig() or kubetls.in_cluster()")
     require_timeout(timeout)
-    if not isinstance(retries, Retries):
-        raise ConfigError("retries", "must be kubetls.Retries(attempts=...)")
+    require_retries(retries)
     if type(pool_size) is not int or pool_size < 1:
         raise ConfigError("pool_size", "a whole number of connections, 1 or more")
     if namespace and not is_namespace(namespace):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kubetls.client.limits import Timeout
     from kubetls.client.outgoing import Query
     from kubetls.client.response import Response
+    from kubetls.client.retry import Retries
 
 PATCH_TYPES: Final = {
     "merge": "application/merge-patch+json",
@@ -154,7 +155,7 @@ class Verbs:
 
     # ------------------------------------------------------------------ any request
 
-    def request(
+    def request(  # noqa: PLR0913 - the escape hatch has a way for everything
         self,
         method: str,
         path: str,
@@ -164,6 +165,7 @@ class Verbs:
         stream: bool = False,  # noqa: FBT001, FBT002 - the contract's order
         *,
         timeout: Timeout | None = None,
+        retries: Retries | None = None,
         safe_to_double: bool = False,
     ) -> Response:
         """Send any request with the same guards; the escape hatch.
@@ -176,6 +178,7 @@ class Verbs:
             query: Query parameters; None values are left out.
             stream: Leave the body unread, for `Response.stream`.
             timeout: Replaces the session's timeouts.
+            retries: Replaces the session's policy.
             safe_to_double: A precondition in the request makes a repetition harmless.
 
         Raises:
@@ -191,6 +194,7 @@ class Verbs:
             query,
             stream=stream,
             timeout=timeout,
+            retries=retries,
             safe_to_double=safe_to_double,
         )
 

@@ -30,6 +30,9 @@ LOG_BYTES: Final = 1024 * 1024
 LOG_TIMEOUT: Final = kubetls.Timeout(connect=2.0, read=5.0)
 """The kubelet of a dead node never answers, and others wait for the worker."""
 
+LOG_RETRIES: Final = kubetls.Retries(attempts=1)
+"""One that is down refuses connections, which the API server tells as its own error."""
+
 KUBELET_TIMEOUT: Final = kubetls.Timeout(connect=2.0, read=2.0)
 
 # The request may have been carried out: whoever sent it must look.
@@ -139,7 +142,11 @@ class Pods:
         query["limitBytes"] = LOG_BYTES
         try:
             found = self._session.request(
-                "GET", f"{self.path}/{name}/log", query=query, timeout=LOG_TIMEOUT
+                "GET",
+                f"{self.path}/{name}/log",
+                query=query,
+                timeout=LOG_TIMEOUT,
+                retries=LOG_RETRIES,
             )
             return found.data.decode(errors="replace").strip()
         except kubetls.Forbidden:
