@@ -372,6 +372,19 @@ def test_retry_gives_up_after_its_times(pool: flame.Pool, tmp_path: Path) -> Non
     assert (2,) == caught.value.args
 
 
+@pytest.mark.parametrize("form", ["call", "submit"])
+def test_retry_goes_on_for_thousands_of_tries(inline: flame.Pool, form: str) -> None:
+    """Its pause stays a number; an error there would leave the call without answer."""
+    retry = flame.Retry(times=1100, on=(ConnectionError,), delay=0)
+
+    def fail() -> None:
+        raise ConnectionError
+
+    view = inline.options(retries=retry)
+    with pytest.raises(ConnectionError):
+        view.call(fail) if form == "call" else view.submit(fail).result(30)
+
+
 @pytest.mark.parametrize("retries", [0, 5])
 def test_started_call_runs_once_without_a_word(
     pool: flame.Pool, tmp_path: Path, retries: int

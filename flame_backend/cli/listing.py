@@ -145,7 +145,8 @@ def orphans(
     """
     over = [described(pod, now) for pod in pods if is_left_over(pod, now)]
     # One that names no parent is not known to have none.
-    return [runner for runner in over if runner.parent_uid not in {"", *alive}]
+    spared = {"", *alive}
+    return [runner for runner in over if runner.parent_uid not in spared]
 
 
 def parent_namespace(pod: dict[str, Any]) -> str:

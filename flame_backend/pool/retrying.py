@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 from flame_backend.errors import BootError, ConfigurationError, RunnerLost
+
+DOUBLINGS: Final = 100
+"""Enough for any delay; after a thousand, there is no such number any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ class Retry:
         )
         if not unstarted and not isinstance(error, self.on):
             return None
-        return min(self.max_delay, self.delay * 2.0**tries)
+        return min(self.max_delay, self.delay * 2.0 ** min(tries, DOUBLINGS))
 
 
 def _is_exception(kind: object) -> bool:

@@ -104,7 +104,9 @@ def wait_before_retry(
     asked = error.retry_after if isinstance(error, ApiError) else None
     if asked is not None and asked > policy.retry_after_max:
         return None
-    ours = min(policy.backoff_max, policy.backoff * 2.0 ** (attempt - 1)) * random
+    # After a thousand doublings there is no such number any more.
+    doubled = policy.backoff * 2.0 ** min(attempt - 1, 100)
+    ours = min(policy.backoff_max, doubled) * random
     # The longer of both, and never all clients at the same moment.
     wait = ours if asked is None else max(asked + ours * 0.1, ours)
     return wait if waited + wait <= policy.budget else None

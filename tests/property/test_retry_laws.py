@@ -104,6 +104,20 @@ def test_the_longer_wait_counts(after: int, attempt: int, random: float) -> None
     assert wait > after
 
 
+def test_the_number_of_tries_has_no_bound_but_the_policys() -> None:
+    """After thousands of them the wait is the longest one that is ours."""
+    wait = wait_before_retry(
+        Retries(attempts=10_000, budget=1e9),
+        kubetls.ConnectionFailed("server", "refused", False),
+        method="GET",
+        safe_to_double=False,
+        attempt=9_999,
+        waited=0.0,
+        random=0.5,
+    )
+    assert 15.0 == wait
+
+
 @given(error=errors, method=METHODS, **history)
 def test_a_write_that_may_have_happened_is_not_sent_again(
     error: kubetls.KubeTLSError,
