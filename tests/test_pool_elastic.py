@@ -364,6 +364,26 @@ def test_initializer_that_fails_is_logged_once(
     assert len(set(logged)) == len(logged)
 
 
+def open_once(path: str) -> None:
+    """Let the first slot be, and end all others."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        os._exit(3)
+
+
+def test_runner_that_is_given_up_while_it_runs_a_call_is_logged(
+    make: Callable[..., flame.Pool], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """When it gets no new calls, not when its last one is over, or never."""
+    path = str(tmp_path / "first")
+    pool = make(max=1, max_concurrency=2, initializer=open_once, initargs=(path,))
+    future = pool.submit(time.sleep, 60)
+    until(lambda: "3 of its processes" in caplog.text)
+    assert not future.done()
+    future.cancel()
+
+
 def test_breaker_tells_callers_at_once(make: Callable[..., flame.Pool]) -> None:
     """During the pause a caller gets the last boot's error, and no boot is tried."""
     events: list[Event] = []

@@ -93,6 +93,7 @@ class Reports:
                 reason = f"waited {call.timeout:g} s for the initializer"
                 error = BootTimeout(lease.runner, "init", reason)
             deferred: list[Command] = []
+            before = self._last_failure()
             present = ledger.leases.get(key) is lease
             if present and error is None:
                 deferred = self._usable(lease)
@@ -104,8 +105,9 @@ class Reports:
                 # Otherwise slot or runner ended meanwhile, which has been reported.
                 if error is not None and (present or call.doom is not None):
                     deferred = self._unprepared(lease.runner, error)
-            failure = self._given_up(deferred)
-        self._log(failure)
+            failure = self._last_failure()
+        if failure is not before:
+            self._log(failure)
         ledger.carry_out(deferred)
 
     def _usable(self, lease: Lease) -> list[Command]:
@@ -141,11 +143,12 @@ class Reports:
                 crash = CallCrashed(end.runner, end.exit_code, end.signal, end.detail)
                 ledger.tell_end(lease, crash)
             now = time.monotonic()
-            machine = ledger.machine
+            machine, before = ledger.machine, self._last_failure()
             commands = machine.slot_ended(end.runner, end.slot, now, end.detail)
             deferred = self._settled(commands, now)
-            failure = self._given_up(deferred)
-        self._log(failure)
+            failure = self._last_failure()
+        if failure is not before:
+            self._log(failure)
         ledger.carry_out(deferred)
 
     def boot_failed(self, runner: str, error: BootError) -> None:
@@ -206,10 +209,8 @@ class Reports:
         self._ledger.changed.notify_all()
         return deferred
 
-    def _given_up(self, deferred: list[Command]) -> BootError | None:
-        """Return why a runner that was ready is given up as none; holds the lock."""
-        if not any(type(one) is End and one.reason == "failed" for one in deferred):
-            return None
+    def _last_failure(self) -> BootError | None:
+        """Return why a runner was given up last; holds the lock."""
         return self._ledger.machine.growth.breaker.last
 
     def _log(self, failure: BootError | None) -> None:
