@@ -333,6 +333,23 @@ def test_full_disk_is_3_without_a_traceback() -> None:
     assert re.fullmatch(r"flame-backend: the answer .*No space left.*\n", done.stderr)
 
 
+@pytest.mark.parametrize(
+    ("closed", "words"),
+    [(">&-", "flame-backend: standard output: is closed\n"), ("2>&-", "")],
+)
+def test_closed_stream_changes_no_code(closed: str, words: str) -> None:
+    """Nor is there a traceback; the terminal may be gone, the exit code is read."""
+    command = program("render", "--parent", "/nowhere")
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *command],
+        capture_output=True,
+        cwd=ROOT,
+        text=True,
+        check=False,
+    )
+    assert (3, words) == (done.returncode, done.stderr)
+
+
 def test_letters_that_the_locale_lacks_are_escaped() -> None:
     """A name in an ASCII terminal is no reason for a traceback."""
     done = subprocess.run(

@@ -52,13 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names and messages from elsewhere, in a locale that has not their letters.
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        args = _parser().parse_args(arguments)
-        code: int = args.run(args)
-        sys.stdout.flush()
+        return _answered(arguments)
     except (ConfigurationError, kubetls.ConfigError, kubetls.CredentialError) as error:
         output.fail(str(error))
         return CONFIGURATION
@@ -72,6 +67,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except OSError as error:
         return _unwritten(error)
+
+
+def _answered(arguments: Sequence[str] | None) -> int:
+    if sys.stdout is None:
+        raise ConfigurationError("standard output", "is closed")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names and messages from elsewhere, in a locale that has not their letters.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    args = _parser().parse_args(arguments)
+    code: int = args.run(args)
+    sys.stdout.flush()
     return code
 
 

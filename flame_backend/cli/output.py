@@ -25,7 +25,7 @@ def say(text: str = "") -> None:
 
 def progress(text: str) -> None:
     """Tell somebody who waits at a terminal what goes on; nobody else."""
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         words = " ".join(clean(text, CELL_CHARACTERS).split())
         sys.stderr.write(f"      {words}\n")
         sys.stderr.flush()
@@ -34,7 +34,8 @@ def progress(text: str) -> None:
 def fail(text: str) -> None:
     """Write what went wrong, as one line."""
     words = " ".join(clean(text, ERROR_CHARACTERS).split())
-    sys.stderr.write(f"flame-backend: {words}\n")
+    if sys.stderr is not None:
+        sys.stderr.write(f"flame-backend: {words}\n")
 
 
 def as_json(value: Any) -> None:
