@@ -529,11 +529,12 @@ def test_first_file_of_the_list_wins(
         kubeconfig()
 
 
+@pytest.mark.parametrize("text", ["", "\n", "# none yet\r\n  \n", "---\n# none\n"])
 def test_empty_file_of_the_list_is_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     """As if it were absent, as for kubectl; as the only one it says why."""
-    (tmp_path / "empty").touch()
+    (tmp_path / "empty").write_text(text)
     full = write_kubeconfig(tmp_path / "full")
     listed = [str(tmp_path / "empty"), str(full)]
     monkeypatch.setenv("KUBECONFIG", os.pathsep.join(listed))

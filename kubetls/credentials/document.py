@@ -152,6 +152,12 @@ def parse_document(content: HiddenBytes, file: str) -> Entry:
     return document
 
 
+def is_blank(content: HiddenBytes) -> bool:
+    """Tell whether a file holds nothing but comments and white space."""
+    lines = (line.strip() for line in content.content.splitlines())
+    return all(not line or line == b"---" or line.startswith(b"#") for line in lines)
+
+
 def _parsed(content: HiddenBytes, file: str) -> dict[str, Any]:
     import yaml
 

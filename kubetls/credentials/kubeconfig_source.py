@@ -21,7 +21,12 @@ from kubetls.credentials.anchors import (
 )
 from kubetls.credentials.client_certificate import parse_client_certificate
 from kubetls.credentials.config import ClientCertificate, Generation
-from kubetls.credentials.document import DOCUMENT_BYTES, Entry, parse_document
+from kubetls.credentials.document import (
+    DOCUMENT_BYTES,
+    Entry,
+    is_blank,
+    parse_document,
+)
 from kubetls.credentials.exec_entry import ExecEntry, cluster_info, parse_exec_entry
 from kubetls.credentials.exec_plugin import PLUGINS, ExecPlugins, ExecPolicy
 from kubetls.credentials.files import read_file
@@ -209,7 +214,7 @@ def read_documents(files: Sequence[str]) -> list[Entry]:
             content = read_file(file, file, DOCUMENT_BYTES)
         except CredentialError as error:
             raise KubeconfigError(error.path, error.reason) from error
-        if content is not None and (len(content) or len(files) == 1):
+        if content is not None and (len(files) == 1 or not is_blank(content)):
             documents.append(parse_document(content, file))
     if not documents:
         reason = "does not exist" if len(files) == 1 else "do not exist, or are empty"
