@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ from flame_backend.backends.kubernetes.access import (
     LEASE_RULES,
     POD_VERBS,
     RULES,
+    Access,
+    access_objects,
 )
 from tests.cluster import manifests
 from tests.cluster.control_plane import free_port
@@ -67,6 +70,35 @@ def test_init_and_deploy_agree(capsys: pytest.CaptureFixture[str]) -> None:
     held.remove(app)
     order = repr
     assert sorted(made, key=order) == sorted(held, key=order)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_rights_of_a_second_app_replace_none_of_the_first(*, elsewhere: bool) -> None:
+    """Applied to one namespace, what two accounts have in common is the same object."""
+    full = Access(
+        account="web",
+        namespace="shop",
+        runner_namespace="runners" if elsewhere else None,
+        runner_account="runner",
+        parent_labels={"app": "web"},
+        port=7433,
+        lock_egress=True,
+        policy=True,
+    )
+    labels = {"app": "api"}
+    others = [replace(full, account="api", parent_labels=labels, diagnosis=False)]
+    if elsewhere:
+        others.append(replace(full, namespace="office", port=7434))
+    for other in others:
+        first, second = (
+            {
+                (item["kind"], *sorted(item["metadata"].items())): item
+                for item in access_objects(access)
+            }
+            for access in (full, other)
+        )
+        for key in first.keys() & second.keys():
+            assert first[key] == second[key], key
 
 
 @pytest.mark.parametrize("file", sorted(p.name for p in DEPLOY.glob("*.yaml")))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 NAME: Final = "flame-parent"
-"""Name of the Role and its binding."""
+"""First word of the name of the Role and its binding; the account follows."""
 
 # RFC 1123 subdomain.
 _OBJECT_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?\Z")
@@ -136,17 +136,17 @@ def role(access: Access) -> dict[str, Any]:
     rules = RULES + (DIAGNOSIS_RULES if access.diagnosis else ())
     if access.runner_namespace:
         rules += LEASE_RULES
-    return _role(_among_runners(access, NAME), rules)
+    return _role(_among_runners(access, _own_name(access, NAME)), rules)
 
 
 def role_binding(access: Access) -> dict[str, Any]:
     """Return the binding of the role to the app's account."""
-    return _binding(access, _among_runners(access, NAME))
+    return _binding(access, _among_runners(access, _own_name(access, NAME)))
 
 
 def _own_pods(access: Access) -> list[dict[str, Any]]:
     """Return what a parent may do at home when its runners are elsewhere."""
-    metadata = _metadata(access, f"{NAME}-self")
+    metadata = _metadata(access, _own_name(access, f"{NAME}-self"))
     return [_role(metadata, SELF_RULES), _binding(access, dict(metadata))]
 
 
@@ -205,7 +205,7 @@ def network_policies(access: Access) -> list[dict[str, Any]]:
         ingress = [{"from": [peers], **_ports(access)}]
         made.append(
             _network_policy(
-                _metadata(access, "flame-parent-ingress"),
+                _metadata(access, _own_name(access, f"{NAME}-ingress")),
                 parents,
                 policyTypes=["Ingress"],
                 ingress=ingress,
@@ -224,7 +224,7 @@ def _egress(access: Access) -> dict[str, Any]:
     names = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
     home = access.namespace if access.runner_namespace else None
     return _network_policy(
-        _among_runners(access, "flame-runner-egress"),
+        _among_runners(access, _own_name(access, "flame-runner-egress")),
         RUNNERS,
         policyTypes=["Egress"],
         egress=[{"to": [_peers(parents, home)], **_ports(access)}, {"ports": names}],
@@ -254,6 +254,16 @@ def _network_policy(
         "metadata": metadata,
         "spec": {"podSelector": pods, **spec},
     }
+
+
+def _own_name(access: Access, name: str) -> str:
+    """Return a name for what is this account's alone.
+
+    `kubectl apply` of the same for another app of the namespace would replace it, and
+    take its rights from the first one.
+    """
+    home = f"{access.namespace}." if access.runner_namespace else ""
+    return f"{name}.{home}{access.account}"
 
 
 def _among_runners(access: Access, name: str) -> dict[str, Any]:
