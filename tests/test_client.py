@@ -534,6 +534,27 @@ def test_deletion_with_an_empty_guard_is_refused(session: kubetls.Session) -> No
 # ---------------------------------------------------------------------- lists
 
 
+@pytest.mark.parametrize("selector", [{"app": "web"}, ["app=web"], b"app=web"])
+@pytest.mark.parametrize("name", ["labels", "fields"])
+@pytest.mark.parametrize("verb", ["list", "watch", "list_watch"])
+def test_selector_that_is_no_text_is_refused(
+    session: kubetls.Session, verb: str, name: str, selector: Any
+) -> None:
+    """Other clients take a dict; its keys alone would select more than was meant."""
+    with pytest.raises(kubetls.ConfigError, match=f"{name}: a selector as text"):
+        getattr(session, verb)(PODS, **{name: selector})
+
+
+def test_mapping_in_a_query_is_refused(
+    session: kubetls.Session, fake: testing.Server
+) -> None:
+    """A deletion by selector would take whatever has the label."""
+    query = {"labelSelector": {"app": "web"}}
+    with pytest.raises(kubetls.ConfigError, match=r"query\['labelSelector'\]"):
+        session.delete(PODS, query=query)
+    assert not fake.requests
+
+
 class Meta(msgspec.Struct, rename="camel"):
     name: str
     uid: str

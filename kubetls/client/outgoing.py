@@ -49,7 +49,7 @@ def request_target(prefix: str, path: str, query: Query) -> str:
 
     Raises:
         ConfigError: The path is not absolute, has other than printable ASCII, names
-            another authority or has dot segments.
+            another authority or has dot segments; a parameter is a mapping.
     """
     if not _PATH.match(path) or _DOTS.search(path.partition("?")[0]):
         reason = "must be absolute, printable ASCII, without //host and dot segments"
@@ -61,6 +61,10 @@ def request_target(prefix: str, path: str, query: Query) -> str:
     }
     if not wanted:
         return prefix + path
+    for key, value in wanted.items():
+        # Its keys alone would be sent, and a selector of keys selects more.
+        if isinstance(value, Mapping):
+            raise ConfigError(f"query[{key!r}]", "must be text, a number or a list")
     joint = "&" if "?" in path else "?"
     return f"{prefix}{path}{joint}{urlencode(wanted, doseq=True)}"
 

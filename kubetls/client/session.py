@@ -100,6 +100,7 @@ class Session(Verbs):
 
         Raises:
             ConfigError: The kind is not served, or a needed field is missing.
+            NotFound: Nor is its apiVersion: a definition may not be installed.
             Conflict: Another manager owns a field that would change.
         """
         return self.patch(
@@ -401,4 +402,9 @@ def _collection(
     from kubetls.client.decoding import Decoding
     from kubetls.client.listing import Collection
 
+    for name, selector in (("labels", labels), ("fields", fields)):
+        # Of a dict, which other clients take, only the keys would be sent: that
+        # selects more than was meant.
+        if not isinstance(selector, str | None):
+            raise ConfigError(name, 'a selector as text, as "app=web,tier!=db"')
     return Collection(path, labels, fields, Decoding(decoder))
