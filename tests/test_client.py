@@ -895,6 +895,17 @@ def test_next_gives_up_in_time_and_goes_on(
         assert "d" == next_of(watch, "ADDED").object["metadata"]["name"]
 
 
+def test_end_is_told_from_a_wait_that_was_in_vain(session: kubetls.Session) -> None:
+    """Both are None to `next`; a loop around it must not go on for ever."""
+    watch = session.list_watch(PODS)
+    next_of(watch, "SYNCED")
+    assert watch.next(0.1) is None
+    assert not watch.stopped
+    watch.stop()
+    assert watch.next(5) is None
+    assert watch.stopped
+
+
 def test_a_limit_of_waiting_may_be_any_number(session: kubetls.Session) -> None:
     """What is left of a deadline may be less than nothing, or without end."""
     with session.list_watch(PODS) as watch:

@@ -45,7 +45,7 @@ def path(
     if namespace is not None:
         parts += ["namespaces", _segment(namespace, "namespace")]
     if not _PLURAL.match(plural):
-        reason = f"{escaped(plural)!r} is no resource name, as \"pods\" is"
+        reason = f'{escaped(plural)!r} is no resource name, as "pods" is'
         raise ConfigError("plural", reason)
     parts.append(plural)
     if name is not None:

@@ -112,6 +112,8 @@ class Stream(Waiter):
     def next(self, timeout: float | None) -> Event | None:
         """Return the next event; None when the stream ended or the time is up.
 
+        `stopped` tells which: a loop that goes on after the end would never rest.
+
         Args:
             timeout: Seconds to wait; None waits as long as it takes.
         """
@@ -156,6 +158,11 @@ class Stream(Waiter):
             ahead.put(event)
             if event is None:
                 return
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called, from any thread; else a stream ends by raising."""
+        return self._stopping.is_set()
 
     def stop(self) -> None:
         """End the stream from any thread; iteration stops. Idempotent."""
