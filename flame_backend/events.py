@@ -87,12 +87,15 @@ class GrowEnd(Event):
         node: Where it is.
         seconds: What the boot took, 0 when it failed.
         error: Why it failed, or was given up; None when it did not.
+        given_up: Why the pool ended it before it was ready ("unneeded", "closed", ...:
+            the reasons of `Shrink`), which is no failure; "" when it did not.
     """
 
     runner: str
     node: str = ""
     seconds: float = 0.0
     error: BootError | None = None
+    given_up: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,7 +97,9 @@ class Metrics:
             if event.call.runner:
                 self._ran.labels(pool).observe(event.call.run_s)
         elif isinstance(event, GrowEnd):
-            self._boots.labels(pool, _outcome(event.error)).inc()
+            # A pool that shrinks or ends while it grows is no cluster that fails.
+            outcome = "given_up" if event.given_up else _outcome(event.error)
+            self._boots.labels(pool, outcome).inc()
             if event.error is None:
                 self._booted.labels(pool).observe(event.seconds)
         elif isinstance(event, Shrink):

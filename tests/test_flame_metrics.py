@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gc
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 import flame_backend as flame
-from flame_backend.errors import BootTimeout, RunnerLost
+from flame_backend.errors import BootError, BootTimeout, RunnerLost
 from flame_backend.events import CallDone, CallInfo, GrowEnd, RunnerEnded, Shrink
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -91,6 +95,32 @@ def test_failures_are_labelled_by_class_and_cause(registry: CollectorRegistry) -
     # A call that met no runner took no time on one, and a failed boot has no duration.
     assert None is value(registry, "flame_call_run_seconds_count")
     assert None is value(registry, "flame_boot_seconds_count")
+
+
+def test_boot_that_the_pool_gives_up_is_no_failure(registry: CollectorRegistry) -> None:
+    """A pool that shrinks or ends while it grows must wake nobody up."""
+    metrics = flame.Metrics(registry)
+    error = BootError("r", "start", "the pool gave it up (closed)")
+    metrics(GrowEnd(pool="p", runner="r", error=error, given_up="closed"))
+    assert 1 == value(registry, "flame_boots_total", outcome="given_up")
+    assert None is value(registry, "flame_boots_total", outcome="BootError")
+
+
+def test_page_has_every_metric_and_its_alerts_know_the_outcomes(
+    registry: CollectorRegistry,
+) -> None:
+    """What docs/metrics.md names is registered, and nothing besides."""
+    flame.Metrics(registry)
+    page = (ROOT / "docs" / "metrics.md").read_text("utf-8")
+    table = "".join(line for line in page.splitlines() if line.startswith("| `"))
+    made = {
+        family.name + ("_total" * (family.type == "counter"))
+        for family in registry.collect()
+    }
+    assert made == set(re.findall(r"`(flame_\w+)`", table))
+    for name in re.findall(r"\((flame_\w+)\{", page):
+        assert name in made
+    assert 'outcome!~"ok|given_up"' in page
 
 
 def test_pool_that_nobody_holds_is_not_kept(registry: CollectorRegistry) -> None:

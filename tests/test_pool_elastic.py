@@ -240,6 +240,7 @@ def test_boot_that_nobody_waits_for_is_given_up(
     ends = [event for event in events if isinstance(event, GrowEnd)]
     assert 3 == len(ends)
     assert all("unneeded" in str(end.error) for end in ends)
+    assert {"unneeded"} == {end.given_up for end in ends}
     assert not [event for event in events if isinstance(event, Shrink)]
 
 

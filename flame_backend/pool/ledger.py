@@ -349,4 +349,4 @@ def _ended(pool: str, command: End, *, was_had: bool) -> Event:
     if was_had:
         return Shrink(pool=pool, runner=name, reason=reason)
     error = BootError(name, "start", f"the pool gave it up ({reason})")
-    return GrowEnd(pool=pool, runner=name, error=error)
+    return GrowEnd(pool=pool, runner=name, error=error, given_up=reason)
