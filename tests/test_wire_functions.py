@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import pickletools
+import re
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import flame_backend as flame
 from flame_backend.errors import NotSerializable, PayloadTooLarge
 from flame_backend.wire.frames import Kind, Limits
 from flame_backend.wire.functions import dump_call, dump_object, load_object
@@ -208,6 +210,17 @@ def test_refusal_names_the_variable_of_a_closure() -> None:
         dump_call(lambda: lock, (), {}, limit=LIMIT)
     with pytest.raises(NotSerializable, match="lock"):
         dump_object(lock)
+
+
+def test_refusal_of_a_pool_says_where_calls_are_made() -> None:
+    """One made inside the function would be refused as well, and has no plain data."""
+    pool = flame.Pool("p", max=1, backend=flame.InlineBackend())
+    future = pool.submit(abs, -1)
+    for call in ((lambda: pool, ()), (len, ([future],))):
+        with pytest.raises(NotSerializable, match=r"runners make no calls") as caught:
+            dump_call(*call, {}, limit=LIMIT)
+        assert re.match(r"(function variable pool|args\[0\]\[0\]) ", str(caught.value))
+    pool.shutdown()
 
 
 def test_body_is_unpickled_from_the_link() -> None:

@@ -11,7 +11,7 @@ import struct
 import uuid
 import zoneinfo
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -384,6 +384,28 @@ def test_refusal_looks_into_registered_classes(value: Any, what: str) -> None:
     with pytest.raises(ResultNotSerializable) as caught:
         encode(value, result_types=kinds)
     assert what in str(caught.value)
+
+
+def test_class_that_was_defined_anew_is_not_asked_for_again() -> None:
+    """As in a notebook whose cell is run twice: it is in result_types already."""
+    older, newer = (
+        make_dataclass("Point", ["x"], namespace={"__module__": __name__})
+        for _ in range(2)
+    )
+    with pytest.raises(ResultNotSerializable, match="an older class of that name"):
+        encode(newer(1), result_types=(older,))
+
+
+def test_coroutine_is_told_to_be_run() -> None:
+    """Neither more result_types nor a pickle would carry it."""
+
+    async def nothing() -> None: ...
+
+    found = nothing()
+    with pytest.raises(ResultNotSerializable, match=r"asyncio\.run\(") as caught:
+        encode(found)
+    assert "pickle" not in str(caught.value)
+    found.close()
 
 
 def test_field_that_runs_code_is_refused_on_both_ends() -> None:

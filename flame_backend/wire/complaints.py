@@ -30,6 +30,9 @@ class Packer(Protocol):
     def is_registered(self, kind: type) -> bool:
         """Tell whether a class is among the pool's result types."""
 
+    def has_namesake(self, kind: type) -> bool:
+        """Tell whether another class of its name is among them."""
+
 
 def complaint(value: object, encoder: Packer) -> str:
     """Say which part of a result was refused, and what to do."""
@@ -58,12 +61,17 @@ def _remedy(part: object, encoder: Packer) -> str:
     whole = dataclasses.is_dataclass(kind) or named
     classed = whole or isinstance(part, enum.Enum | BaseException)
     if classed and not encoder.is_registered(kind):
-        return f"pass Pool(result_types=({kind.__name__}, ...)), {choice}"
+        wanted = f"pass Pool(result_types=({kind.__name__}, ...))"
+        if encoder.has_namesake(kind):
+            # A notebook's cell that was run again, a module that was loaded again.
+            wanted = "result_types has an older class of that name; " + wanted
+        return f"{wanted}, {choice}"
     for plain in (dict, list, tuple, set, frozenset, str, bytes, int, float):
         if isinstance(part, plain) and kind is not plain:
             return f"return {plain.__name__}(...) of it, {choice}"
-    if hasattr(part, "__next__"):
-        return "return list(...) of it"
+    if hasattr(part, "__next__") or inspect.iscoroutine(part):
+        way = "list" if hasattr(part, "__next__") else "asyncio.run"
+        return f"return {way}(...) of it"
     return f"return plain data, {choice}"
 
 
@@ -147,10 +155,12 @@ def call_complaint(
         if not can_be_sent(value):
             where, part = _unsendable(path, value, can_be_sent, SEARCH_DEPTH)
             kind = type(part)
+            remedy = "pass plain data, or make it inside the function"
+            if _is_ours(part):
+                remedy = "runners make no calls; pass on results, not pools or futures"
             return (
                 f"{where} (in {name}) cannot be sent: it is of type "
-                f"{kind.__module__}.{kind.__qualname__} ({error}); pass plain data, "
-                f"or make it inside the function"
+                f"{kind.__module__}.{kind.__qualname__} ({error}); {remedy}"
             )
     return f"the call cannot be sent ({error})"
 
@@ -192,8 +202,13 @@ def _reachable(value: Any) -> Iterator[tuple[str, object]]:
         found = inspect.getclosurevars(value)
         named = {**found.globals, **found.nonlocals}
         yield from ((f" variable {name}", item) for name, item in named.items())
-    elif not isinstance(value, type):
+    elif not isinstance(value, type) and not _is_ours(value):
         yield from _held(value)
+
+
+def _is_ours(value: object) -> bool:
+    """Tell whether it is a pool, a future, ...: what is in there helps nobody."""
+    return type(value).__module__.partition(".")[0] == "flame_backend"
 
 
 def _held(value: Any) -> Iterator[tuple[str, object]]:

@@ -186,6 +186,11 @@ class Encoder:
         """Tell whether a class is among the pool's result types."""
         return kind in self._index
 
+    def has_namesake(self, kind: type) -> bool:
+        """Tell whether another class of its name is among them."""
+        name = (kind.__module__, kind.__qualname__)
+        return any(name == (one.__module__, one.__qualname__) for one in self._index)
+
     def default(self, value: object) -> Ext | Buffer:
         """Return the extension for one object, or what is packed in its place.
 
