@@ -12,6 +12,8 @@ import yaml
 import flame_backend as flame
 from flame_backend import cli
 from flame_backend.backends.kubernetes import causes, waiting
+from flame_backend.backends.kubernetes.access import DIAGNOSIS_RULES, RULES
+from flame_backend.backends.kubernetes.keys import DISCOVERY_PATH, JWKS_PATH
 from flame_backend.runner import __main__ as runner_main
 from flame_backend.runner import agent
 from tests.cluster.manifests import spread
@@ -183,6 +185,30 @@ def test_operators_page_has_every_cause_and_no_other() -> None:
         for name in cells[0].split(",")
     }
     assert found == wanted
+
+
+def test_operators_page_has_every_logger_and_no_other() -> None:
+    """Whoever sets levels or routes by name finds all of them."""
+    wanted = {
+        re.sub(r"\{.*\}", "NAME", name)
+        for package in ("kubetls", "flame_backend")
+        for path in (ROOT / package).rglob("*.py")
+        for name in re.findall(
+            r'getLogger\(f?"([^"]*)"\)', path.read_text(encoding="utf-8")
+        )
+    }
+    cells = [cells[0] for cells in rows("What to look at")]
+    assert wanted == {name for cell in cells for name in re.findall("`(.*?)`", cell)}
+
+
+def test_operators_page_has_the_rights_of_a_parent() -> None:
+    """As init prints them, and the paths of the keys, which no Role can give."""
+    rights = " ".join(cells[1] for cells in rows("What to allow"))
+    for rule in (*RULES, *DIAGNOSIS_RULES):
+        for word in (*rule["verbs"], *rule["resources"]):
+            assert re.search(rf"\b{word}\b", rights), word
+    assert DISCOVERY_PATH in rights
+    assert JWKS_PATH in rights
 
 
 def test_operators_page_names_real_phases_and_errors() -> None:
