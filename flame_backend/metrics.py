@@ -55,7 +55,7 @@ class Metrics:
         try:
             from prometheus_client import REGISTRY, Counter, Histogram
         except ImportError as error:
-            reason = "needs prometheus-client: pip install 'kubetls[metrics]'"
+            reason = "needs the package: pip install prometheus-client"
             raise ConfigurationError("Metrics", reason) from error
         registry = REGISTRY if registry is None else registry
         self._lock = threading.Lock()

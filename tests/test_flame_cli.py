@@ -67,6 +67,10 @@ def test_version_is_that_of_the_distribution(
     assert 0 == ended.value.code
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert f"flame-backend {project['version']}\n" == capsys.readouterr().out
+    # And where the scripts are not on the path.
+    for module in ("kubetls.cli", "flame_backend.cli"):
+        command = [sys.executable, "-m", module, "--version"]
+        assert f" {project['version']}\n".encode() in subprocess.check_output(command)
 
 
 @pytest.fixture(autouse=True)

@@ -154,6 +154,7 @@ TABLE = {
     "flame_backend.backends.tickets": "edges",
     "flame_backend.backends.welcome": "edges",
     "flame_backend.cli": "faces",
+    "flame_backend.cli.__main__": "faces",
     "flame_backend.cli.calls": "faces",
     "flame_backend.cli.check": "values",
     "flame_backend.cli.cluster": "faces",
