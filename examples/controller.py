@@ -22,6 +22,7 @@ import heapq
 import logging
 import signal
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -160,18 +161,20 @@ class Leader:
         """Renew the lease, or take it when its holder is gone."""
         began = time.monotonic()
         try:
-            self._session.update(f"{self._leases}/{self._name}", self._claim, 1)
-        except kubetls.NotFound:
-            body = {"metadata": {"name": self._name}, "spec": self._spec({})}
-            with contextlib.suppress(kubetls.AlreadyExists):
-                self._session.post(self._leases, body)
-                self._renewed = began
-        except (_Held, kubetls.Conflict):
+            self._claim_or_create()
+        except (_Held, kubetls.Conflict, kubetls.AlreadyExists):
             return
         except kubetls.KubeTLSError as error:
             logger.warning("lease: %s", error)
         else:
             self._renewed = began
+
+    def _claim_or_create(self) -> None:
+        try:
+            self._session.update(f"{self._leases}/{self._name}", self._claim, 1)
+        except kubetls.NotFound:
+            body = {"metadata": {"name": self._name}, "spec": self._spec({})}
+            self._session.post(self._leases, body)
 
     def release(self) -> None:
         """Give it up, so that the next leader need not wait."""
@@ -222,6 +225,7 @@ class Controller:
         self._leader = leader
         self._queue = WorkQueue()
         self._stopping = threading.Event()
+        self._failure: kubetls.KubeTLSError | None = None
         namespace = session.namespace
         self._rosters = session.list_watch(
             kubetls.path(GROUP, "rosters", namespace=namespace)
@@ -230,7 +234,7 @@ class Controller:
         self._synced = {"rosters": threading.Event(), "pods": threading.Event()}
 
     def run(self) -> None:
-        """Work until `stop`."""
+        """Work until `stop`, or until something cannot be followed, which raises."""
         threads = [
             threading.Thread(target=self._follow, args=["rosters", self._rosters]),
             threading.Thread(target=self._follow, args=["pods", self._pods]),
@@ -246,6 +250,8 @@ class Controller:
             for thread in threads:
                 thread.join()
             self._leader.release()
+        if self._failure is not None:
+            raise self._failure
 
     def stop(self) -> None:
         """End `run`; from any thread or signal handler."""
@@ -322,8 +328,9 @@ class Controller:
                 elif event.type in {"ADDED", "MODIFIED"}:
                     metadata = event.object["metadata"]
                     self._queue.add((metadata["namespace"], metadata["name"]))
-        except kubetls.KubeTLSError:
-            logger.exception("%s cannot be followed", what)
+        except kubetls.KubeTLSError as error:
+            logger.warning("%s cannot be followed: %s", what, error)
+            self._failure = error
             self.stop()
 
     def _keep_lease(self) -> None:
@@ -373,7 +380,11 @@ def main() -> None:
         leader = Leader(session, MANAGER, identity, options.lease_seconds)
         controller = Controller(session, leader)
         on_signals(controller.stop)
-        controller.run()
+        try:
+            controller.run()
+        except kubetls.KubeTLSError:
+            # Logged. Whoever starts us again must not take it for an end in order.
+            sys.exit(1)
 
 
 if __name__ == "__main__":

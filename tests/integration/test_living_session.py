@@ -340,6 +340,27 @@ def test_the_controller_keeps_in_step_through_outages(
         assert any("leading" in text for text in texts), texts
 
 
+def test_controller_without_rights_says_so_and_fails(
+    control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    """One line for what it may not follow, and no exit code of an end in order."""
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(
+        control_plane.kubeconfig(token=control_plane.token("rightless"))
+    )
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "controller.py")],
+        env=os.environ | {"KUBECONFIG": str(kubeconfig)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert 1 == done.returncode, done.stderr
+    assert "cannot be followed: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def ended(process: subprocess.Popen[str]) -> str:
     """End a controller as Kubernetes does, and return its log."""
     process.terminate()
