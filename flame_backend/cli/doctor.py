@@ -11,6 +11,7 @@ from flame_backend.backends.kubernetes.access import (
     RULES,
     SELF_RULES,
 )
+from flame_backend.backends.kubernetes.keys import DISCOVERY_PATH, JWKS_PATH
 from flame_backend.backends.kubernetes.own_pod import addresses_of
 from flame_backend.backends.kubernetes.pod_template import app_container
 from flame_backend.cli import output, trial
@@ -88,7 +89,7 @@ def _checks(session: kubetls.Session, args: argparse.Namespace) -> Iterator[Chec
     version = session.get("/version").get("gitVersion")
     yield Check("server", "ok", f"{session.server} {version}, {session.config.origin}")
     yield from _rights(session, args)
-    yield _issuer(session)
+    yield _issuer(session, args.as_account)
     if args.pod is None and args.parent is None and not in_pod():
         remedy = "give the app's pod with --pod, or a file with --parent"
         yield Check("parent", "skip", "this is no pod and none is named", remedy)
@@ -146,17 +147,8 @@ def _may(
         "resource": resource,
         "subresource": subresource,
     }
-    spec: dict[str, Any] = {"resourceAttributes": attributes}
-    kind = "SelfSubjectAccessReview"
-    if account:
-        kind = "SubjectAccessReview"
-        spec["user"] = f"system:serviceaccount:{session.namespace}:{account}"
-        group = "system:serviceaccounts"
-        spec["groups"] = [group, f"{group}:{session.namespace}", "system:authenticated"]
-    review = {"apiVersion": _AUTHORIZATION, "kind": kind, "spec": spec}
     try:
-        path = kubetls.path(_AUTHORIZATION, f"{kind.lower()}s")
-        status = session.post(path, review)["status"]
+        status = _reviewed(session, account, {"resourceAttributes": attributes})
     except kubetls.KubeTLSError as error:
         return Check(name, "fail", str(error))
     if status.get("allowed"):
@@ -174,17 +166,38 @@ def _may(
     return Check(name, missing, f"denied in {right.namespace}: {words}", remedy)
 
 
-def _issuer(session: kubetls.Session) -> Check:
+def _reviewed(
+    session: kubetls.Session, account: str | None, attributes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what the API server says of a right, an account's or our own."""
+    spec, kind = dict(attributes), "SelfSubjectAccessReview"
+    if account:
+        kind = "SubjectAccessReview"
+        spec["user"] = f"system:serviceaccount:{session.namespace}:{account}"
+        group = "system:serviceaccounts"
+        spec["groups"] = [group, f"{group}:{session.namespace}", "system:authenticated"]
+    review = {"apiVersion": _AUTHORIZATION, "kind": kind, "spec": spec}
+    path = kubetls.path(_AUTHORIZATION, f"{kind.lower()}s")
+    status: dict[str, Any] = session.post(path, review)["status"]
+    return status
+
+
+def _issuer(session: kubetls.Session, account: str | None) -> Check:
     """Check what the parent verifies runners' tokens with."""
     name = "issuer"
+    remedy = (
+        "bind ClusterRole system:service-account-issuer-discovery to group "
+        "system:serviceaccounts, as Kubernetes does by default"
+    )
     try:
-        issuer = session.get("/.well-known/openid-configuration").get("issuer")
-        keys = session.get("/openid/v1/jwks").get("keys") or ()
+        issuer = session.get(DISCOVERY_PATH).get("issuer")
+        keys = session.get(JWKS_PATH).get("keys") or ()
+        for path in (DISCOVERY_PATH, JWKS_PATH) if account else ():
+            attributes = {"nonResourceAttributes": {"path": path, "verb": "get"}}
+            if not _reviewed(session, account, attributes).get("allowed"):
+                detail = f"{account} may not get {path}"
+                return Check(name, "fail", detail, remedy)
     except kubetls.KubeTLSError as error:
-        remedy = (
-            "bind ClusterRole system:service-account-issuer-discovery to group "
-            "system:serviceaccounts, as Kubernetes does by default"
-        )
         return Check(name, "fail", str(error), remedy)
     if not issuer or not keys:
         return Check(name, "fail", f"issuer {issuer!r} publishes {len(keys)} keys")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -69,6 +70,45 @@ def test_doctor_finds_what_is_missing(
     assert "fail" == checks["may create pods"]["verdict"]
     assert "init" in checks["may create pods"]["remedy"]
     assert "warn" == checks["may list events"]["verdict"]
+
+
+DISCOVERY = "system:service-account-issuer-discovery"
+
+
+def test_doctor_asks_whether_the_account_may_read_the_keys(
+    admin: kubetls.Session,
+    control_plane: ControlPlane,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where the cluster's own binding was taken away; whoever asks may read them."""
+    file = tmp_path / "kubeconfig"
+    file.write_text(control_plane.kubeconfig(namespace=admin.namespace))
+    path = kubetls.path(
+        "rbac.authorization.k8s.io/v1", "clusterrolebindings", DISCOVERY
+    )
+    words = ["doctor", "--json", "--kubeconfig", str(file), "--as-account", "web"]
+
+    def judged(verdict: str) -> dict[str, str]:
+        ends = time.monotonic() + 20  # the authorizer reads its roles a moment later
+        while True:
+            main(words)
+            checks = json.loads(capsys.readouterr().out)
+            (found,) = (check for check in checks if check["name"] == "issuer")
+            if found["verdict"] == verdict:
+                return found
+            assert time.monotonic() < ends, found
+            time.sleep(0.2)
+
+    subjects = admin.get(path)["subjects"]
+    try:
+        admin.patch(path, {"subjects": None})
+        found = judged("fail")
+    finally:
+        admin.patch(path, {"subjects": subjects})
+    judged("ok")
+    assert "web may not get /.well-known/openid-configuration" == found["detail"]
+    assert DISCOVERY in found["remedy"]
 
 
 def test_doctor_looks_at_the_runners_namespace_too(
