@@ -216,6 +216,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "module that raises": (["run", "a_raising_module:f"], "ZeroDivisionError"),
     "module that exits": (["run", "an_exiting_module:f"], "SystemExit: bye"),
     "module that is no Python": (["run", "a_broken_module:f"], "SyntaxError"),
+    "module that makes calls": (
+        ["run", "a_calling_module:f"],
+        'below `if __name__ == "__main__":`\n',
+    ),
     "relative module": (["run", ".math:sqrt"], ".math:sqrt"),
     "manifest that raises": (
         ["render", "--parent", "POD", "--manifest", "a_raising_module:f"],
@@ -224,6 +228,16 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "unset pool": (["ps", "--pool", ""], "--pool"),
     "another selector": (["sweep", "--pool", "a,!b"], "--pool"),
 }
+
+
+CALLING = """
+import flame_backend as flame
+
+def f(): ...
+
+with flame.Pool("p", max=1, backend=flame.LocalBackend()) as pool:
+    pool.call(f)
+"""
 
 
 @pytest.mark.parametrize(("words", "text"), REFUSED.values(), ids=REFUSED.keys())
@@ -250,6 +264,7 @@ def test_wrong_option_is_3_with_its_name(
         "a_raising_module.py": "1 / 0",
         "an_exiting_module.py": "raise SystemExit('bye')",
         "a_broken_module.py": "def f(:",
+        "a_calling_module.py": CALLING,
     }
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])

@@ -220,6 +220,7 @@ def imported(word: str, option: str) -> Any:
         raise ConfigurationError(option, f"{word}: {error}") from error
     except (Exception, SystemExit) as error:
         # The module's own code ran: whatever it raises is what is wrong with it.
-        reason = f"{word}: {type(error).__name__}: {error}"
+        text = str(error).partition("\nTraceback ")[0]
+        reason = f"{word}: {type(error).__name__}: {text}"
         raise ConfigurationError(option, reason) from error
     return found

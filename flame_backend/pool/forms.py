@@ -176,7 +176,10 @@ class Forms:
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> list[bytes]:
         if parent() is not None or calling():
-            msg = "a runner does not use pools of its own; call from the parent"
+            msg = (
+                "a runner does not use pools of its own; call from the parent, in a "
+                'module that runners import below `if __name__ == "__main__":`'
+            )
             raise NestedCallError(msg)
         return dump_call(fn, args, kwargs, limit=self._home.spec.max_payload)
 
