@@ -25,7 +25,7 @@ def write(facts):
     os.write(1, json.dumps(facts).encode() + b'\\n')
 
 def tell(case, what, *args):
-    'Print how something ended, as JSON.'
+    'Print how something ended, and when, as JSON.'
     began = time.monotonic()
     try:
         facts = {'kind': 'result', 'value': what(*args)}
@@ -33,10 +33,26 @@ def tell(case, what, *args):
         facts = {'kind': type(error).__name__, 'text': str(error)}
         facts |= {name: getattr(error, name, None) for name in FACTS}
     took = time.monotonic() - began
-    write({'case': case, 'took': took, **facts})
+    write({'case': case, 'took': took, 'at': time.time(), **facts})
 
 def say(case):
     write({'case': case, 'kind': 'said'})
+
+def await_go():
+    'Wait until the test has done its part.'
+    while not os.path.exists('/tmp/go'):
+        time.sleep(0.05)
+    os.remove('/tmp/go')
+
+def await_outage():
+    'Wait until the API server takes no connection, and has ended those it had.'
+    address = os.environ['KUBERNETES_SERVICE_HOST'], 443
+    try:
+        while True:
+            socket.create_connection(address, 1).close()
+            time.sleep(0.1)
+    except OSError:
+        time.sleep(2)
 
 def attempt(case, boot, pool=None, **options):
     'Make one call on a pool of its own.'
@@ -75,6 +91,12 @@ def await_told(
             pytest.fail(f"{case} was not told in {seconds:g} s\n{text[-3000:]}")
         time.sleep(0.3)
     return found[case]
+
+
+def go(space: Space, name: str = "app") -> None:
+    """Let a program go on that waits for this test."""
+    touch = "open('/tmp/go', 'w')"
+    space.kubectl("exec", name, "--", "python", "-c", touch)
 
 
 def run(

@@ -135,10 +135,10 @@ for name in ('pickles', 'wrong_tickets', 'readiness'):
 
 FLOOD = """
 role['LIE'] = 'flood'
-flooded = threading.Thread(
-    target=tell, args=['flood', pool.options(timeout=36).call, abs, -1])
+flood = pool.options(timeout=36).submit(abs, -1)
+flooded = threading.Thread(target=tell, args=['flood', flood.result])
 flooded.start()
-while len(pool.status().runners) < 2:
+while not flood.running():
     time.sleep(0.1)
 time.sleep(5)
 role['LIE'] = 'honest'

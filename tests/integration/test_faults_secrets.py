@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.integration import faults
-from tests.integration.programs import HEAD, await_told
+from tests.integration.programs import HEAD, await_told, go
 
 if TYPE_CHECKING:
     from tests.integration.space import Space
@@ -102,7 +102,7 @@ with Pool('secret', max=2, boot_timeout=60, backend=backend) as pool:
     with open('/tmp/secrets', 'w') as file:
         json.dump(secrets, file)
     say('done')
-    time.sleep(20)
+    await_go()
 say('closed')
 time.sleep(600)
 """
@@ -139,6 +139,7 @@ def test_no_secret_is_to_be_seen_anywhere(space: Space) -> None:
     seen["describe"] = space.kubectl("describe", "pods")
     read = "print(open('/tmp/secrets').read())"
     secrets = json.loads(space.kubectl("exec", "app", "--", "python", "-c", read))
+    go(space)
     await_told(space, "closed", 60)
     seen["logs app"] = space.kubectl("logs", "app")
     seen["events"] = space.kubectl("get", "events", "-o", "yaml")

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cluster.manifests import account
-from tests.integration.programs import HEAD, await_runners, await_told, finish, run
+from tests.integration.programs import (
+    HEAD,
+    await_runners,
+    await_told,
+    finish,
+    go,
+    run,
+)
 
 if TYPE_CHECKING:
     from tests.integration.space import Space
@@ -194,9 +201,9 @@ def test_refused_pods_are_told_at_once(space: Space) -> None:
         + """
 with Pool('before', max=1) as pool:
     tell('before', pool.call, abs, -1)
+await_go()
 attempt('limits', 60, resources={'limits': {'memory': '4Gi'}})
-say('limits done')
-time.sleep(6)
+await_go()
 attempt('security', 60)
 attempt('hardened', 60, hardening='restricted')
 """,
@@ -210,9 +217,8 @@ attempt('hardened', 60, hardening='restricted')
             "spec": {"limits": [{"type": "Container", "max": {"memory": "1Gi"}}]},
         }
     )
+    go(space)
     facts = await_told(space, "limits")
-    if facts["kind"] == "result":
-        pytest.skip("the limit came too late on this cluster")
     assert "BootDenied" == facts["kind"], facts
     assert "LimitRange: " in facts["reason"]
     assert "maximum memory usage per Container is 1Gi" in facts["reason"]
@@ -220,6 +226,7 @@ attempt('hardened', 60, hardening='restricted')
     label = "pod-security.kubernetes.io/enforce=restricted"
     space.kubectl("delete", "limitrange", "small")
     space.cluster.kubectl("label", "namespace", space.name, label)
+    go(space)
     facts = await_told(space, "security")
     assert "BootDenied" == facts["kind"], facts
     assert "PodSecurity: " in facts["reason"]
@@ -284,8 +291,8 @@ def test_evicted_runner_is_named(space: Space) -> None:
 
 def test_call_that_ends_in_its_grace_has_its_result(space: Space) -> None:
     """An evicted runner takes no new call, and finishes the one it has."""
-    evict(space, busy(space, 6, shutdown=20))
-    assert 6 == await_told(space, "call", 30)["value"]
+    evict(space, busy(space, 10, shutdown=20))
+    assert 10 == await_told(space, "call", 30)["value"]
     assert 2 == await_told(space, "after")["value"]
     finish(space)
 
@@ -316,10 +323,12 @@ def agent_of(runner: str) -> int:
 def test_killed_agent_is_named(space: Space) -> None:
     """SIGKILL of a runner's first process: Crashed by signal 9, within 5 s."""
     runner = busy(space, 100)
-    began = time.monotonic()
-    os.kill(agent_of(runner), signal.SIGKILL)
+    agent = agent_of(runner)
+    began = time.time()
+    os.kill(agent, signal.SIGKILL)
     facts = await_told(space, "call", 30)
-    assert time.monotonic() - began < TOLD_SECONDS + 1
+    # The parent's clock is this host's; to read its log from here takes its time.
+    assert facts["at"] - began < TOLD_SECONDS
     assert ("RunnerLost", "Crashed", 137, 9) == (
         facts["kind"],
         facts["reason"],

@@ -16,6 +16,7 @@ from tests.integration.programs import (
     await_runners,
     await_told,
     finish,
+    go,
     run,
     told,
 )
@@ -43,7 +44,7 @@ def test_outage_of_the_api_server_disturbs_no_call(space: Space) -> None:
 with Pool('outage', max=2, boot_timeout=90) as pool:
     tell('ready', pool.call, abs, -1)
     say('go')
-    time.sleep(4)
+    await_outage()
     long = pool.submit(work, 12)
     second = pool.submit(abs, -2)
     tell('long', long.result)
@@ -73,7 +74,7 @@ def die():
 with Pool('blind', max=1, boot_timeout=90) as pool:
     tell('ready', pool.call, abs, -1)
     say('go')
-    time.sleep(5)
+    await_outage()
     tell('call', pool.call, die)
     tell('after', pool.call, abs, -2)
 """
@@ -104,20 +105,29 @@ if os.environ.get('SIBLING'):
         tell('sibling', pool.call, abs, -3)
     sys.exit()
 
-with Pool('same', max=1, backend=KubernetesBackend(port=range(7400, 7420))) as pool:
-    tell('ready', pool.call, abs, -1)
-    long = pool.submit(work, 12)
-    time.sleep(1)
+def hold():
+    'Run until another call of the same pod says so.'
+    open('/tmp/held', 'w').close()
+    while os.path.exists('/tmp/held'):
+        time.sleep(0.1)
+    return 'held'
+
+backend = KubernetesBackend(port=range(7400, 7420))
+with Pool('same', max=1, max_concurrency=2, backend=backend) as pool:
+    long = pool.submit(hold)
+    while not pool.call(os.path.exists, '/tmp/held'):
+        time.sleep(0.1)
     source = open('/proc/self/cmdline').read().split('\\0')[3]
     command = [sys.executable, '-P', '-c', source]
     subprocess.run(command, env={**os.environ, 'SIBLING': '1'}, check=True)
     tell('running', lambda: not long.done())
+    pool.call(os.remove, '/tmp/held')
     tell('long', long.result)
     tell('same', lambda: pool.status().backend['address'].rpartition(':')[2])
 """,
     )
     assert 3 == found["sibling"]["value"]
-    assert 12 == found["long"]["value"]
+    assert "held" == found["long"]["value"]
     assert found["running"]["value"]
     assert 7400 <= int(found["same"]["value"]) < 7420
 
@@ -153,12 +163,13 @@ backend = KubernetesBackend(
     manifest=change(env=[{'name': 'A', 'valueFrom': missing}]), keep_failed=300)
 with Pool('kept', max=1, backend=backend) as pool:
     tell('call', pool.call, abs, -1)
-    time.sleep(4)
+    await_go()
 """
     )
     await_told(space, "call")
     (name,) = await_runners(space, 1, "Pending", 10)
     assert "none" in space.kubectl("describe", "pod", name)
+    go(space)
     finish(space)
 
 

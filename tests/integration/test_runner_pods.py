@@ -19,7 +19,7 @@ import os, socket, time
 import flame_backend as flame
 
 def where(n):
-    time.sleep(0.2)
+    time.sleep(0.4)
     return n, socket.gethostname()
 
 def attempt(**options):
@@ -143,15 +143,19 @@ def work(n):
 
 with flame.Pool('lost', max=1) as pool:
     print(pool.call(work, 0), flush=True)
+    lost = pool.submit(work, 120)
+    while not lost.running():
+        time.sleep(0.1)
+    print('works', flush=True)
     try:
-        pool.call(work, 120)
+        lost.result()
     except flame.RunnerLost as error:
         print(error.reason, error.started, flush=True)
     print(pool.call(work, 0), flush=True)
 """),
     )
     deadline = time.monotonic() + 60
-    while "0" not in space.kubectl("logs", "app", "--ignore-errors"):
+    while "works" not in space.kubectl("logs", "app", "--ignore-errors"):
         assert time.monotonic() < deadline
         time.sleep(0.3)
     time.sleep(1)
@@ -160,7 +164,8 @@ with flame.Pool('lost', max=1) as pool:
     assert "Succeeded" == space.await_phase("app", ("Succeeded", "Failed"), 60)
     lines = space.kubectl("logs", "app").splitlines()
     # The loss is logged as well, to standard error, which is in the same log.
-    assert ["0", "Deleted True", "0"] == [x for x in lines if " Deleted (" not in x]
+    told = [line for line in lines if " Deleted (" not in line]
+    assert ["0", "works", "Deleted True", "0"] == told
     space.await_no_runners()
 
 
