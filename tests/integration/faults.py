@@ -153,6 +153,17 @@ class Timeline:
                 found.setdefault(event[2]["metadata"]["name"], []).append(event)
         return found
 
+    def await_gone(self, seconds: float = 30) -> None:
+        """Wait until the watch has told of the end of each runner.
+
+        It is told later than the API server tells whoever asks it.
+        """
+        deadline = time.monotonic() + seconds
+        while any("DELETED" != told[-1][1] for told in self.runners().values()):
+            if time.monotonic() > deadline:
+                pytest.fail("\n".join(self.lines()))
+            time.sleep(0.1)
+
     def exit_codes(self, name: str) -> set[int]:
         """Return the exit codes of a pod's first container that were seen."""
         found = set()

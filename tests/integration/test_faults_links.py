@@ -24,7 +24,7 @@ pytestmark = pytest.mark.cluster
 EXIT_PARENT_LOST = 14
 
 LOST_SECONDS = 37.0
-"""30 s of silence, 4 more to ask the pod for its cause, and 3 to hear of it here."""
+"""30 s of silence, 4 more to ask the pod for its cause, and 3 to tell of it."""
 
 SWALLOWED = (
     HEAD
@@ -63,6 +63,7 @@ def test_swallowed_packets_end_the_call_and_the_runner(space: Space, lost: str) 
     with Timeline(space) as timeline:
         space.start(SWALLOWED, env={"LEDGER": ledger.address})
         await_told(space, "beside")
+        ledger.await_lines("held", 1)
         (victim,) = (words[1] for words in ledger.lines("held"))
         parent, runner = faults.address(space, "app"), faults.address(space, victim)
         rules = {
@@ -70,12 +71,13 @@ def test_swallowed_packets_end_the_call_and_the_runner(space: Space, lost: str) 
             "to the parent": {"app": runner},
             "both ways": {victim: parent, "app": runner},
         }[lost]
-        began = time.monotonic()
         with faults.holes(space, rules):
-            found = await_told(space, "held", LOST_SECONDS)
-            assert time.monotonic() - began < LOST_SECONDS
+            began = time.time()
+            found = await_told(space, "held", LOST_SECONDS + 20)
+            # The parent's clock is this host's; to read its log takes its time.
+            assert found["at"] - began < LOST_SECONDS
         finish(space, 60)
-        time.sleep(1)
+        timeline.await_gone()
     assert ("RunnerLost", True) == (found["kind"], found["started"]), found
     assert found["reason"]
     facts = told(space)
@@ -98,7 +100,7 @@ def nap(seconds):
 class Nap:
     'Keeps the runner from reading on while it unpickles this.'
     def __reduce__(self):
-        return nap, (6,)
+        return nap, (10,)
 
 def take(data):
     mark('ran', 'take')
@@ -107,6 +109,7 @@ def take(data):
 def give(seconds):
     mark('napping', socket.gethostname())
     time.sleep(seconds)
+    mark('gives', socket.gethostname())
     return bytes(SIZE)
 
 with Pool('cut', max=1, boot_timeout=60) as pool:
@@ -115,7 +118,7 @@ with Pool('cut', max=1, boot_timeout=60) as pool:
         tell('cut', pool.call, take, (Nap(), os.urandom(SIZE)))
         tell('after', lambda: pool.call(take, (0, bytes(SIZE))) == SIZE)
     else:
-        tell('cut', pool.call, give, 4)
+        tell('cut', pool.call, give, 8)
         tell('after', lambda: len(pool.call(give, 0)) == SIZE)
 """
 )
@@ -131,11 +134,13 @@ def test_reset_in_the_middle_of_something_large(space: Space, what: str) -> None
     if what == "result":
         # Nobody reads: the runner is stuck in the middle of its result.
         faults.kill(space, "app", signal.SIGSTOP)
-        time.sleep(5)
+        assert [] == ledger.lines("gives")
+        ledger.await_lines("gives", 1)
+        time.sleep(1)
     with faults.resets(space, "app", victim):
         if what == "result":
             faults.kill(space, "app", signal.SIGCONT)
-        found = await_told(space, "cut", 20)
+        found = await_told(space, "cut", 60)
     finish(space, 60)
     assert told(space)["after"]["value"]
     if what == "argument":

@@ -71,6 +71,7 @@ def test_census_scales_from_none_to_eight_and_back(
     with Timeline(space, tmp_path / "timeline.txt") as timeline:
         space.start(CENSUS, account_name="words")
         finish(space, 240)
+        timeline.await_gone()
     found = told(space)
     assert 0 == found["cold"]["value"]
     counted = found["modules"]["value"]
