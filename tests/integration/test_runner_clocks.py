@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.control_plane
 
 BOOT, SCALE_UP = 3.0, 5.0
+LATE = 30.0
+"""A limit for clocks that are to go on before it, also on a busy machine."""
+
 EARLY = 0.1
 """Clocks of this process and of the pool's thread begin at different moments."""
 
@@ -47,9 +50,9 @@ def stage(
     yield from staged(control_plane, tmp_path, monkeypatch)
 
 
-def play(stage: Stage) -> Play:
+def play(stage: Stage, scale_up: float = SCALE_UP, boot: float = BOOT) -> Play:
     """Have a pool boot a runner that finds no node; its clock runs from now."""
-    found = Play(stage, boot_timeout=BOOT, scale_up_timeout=SCALE_UP)
+    found = Play(stage, boot_timeout=boot, scale_up_timeout=scale_up)
     stage.status(found.runner()["metadata"]["name"], conditions=[NO_NODE])
     return found
 
@@ -57,7 +60,7 @@ def play(stage: Stage) -> Play:
 def test_boot_that_finds_no_node_has_its_time_and_no_more(stage: Stage) -> None:
     """Nobody adds a node: boot_timeout it is."""
     began = time.monotonic()
-    with play(stage) as pool:
+    with play(stage, LATE) as pool:
         error = pool.error()
         took = time.monotonic() - began
     assert isinstance(error, Unschedulable)
@@ -90,7 +93,7 @@ def test_clock_stands_still_while_a_node_is_added(
 def test_clock_goes_on_when_the_autoscaler_gives_up(stage: Stage) -> None:
     """The last of its events counts, and what has passed meanwhile is not lost."""
     began = time.monotonic()
-    with play(stage) as pool:
+    with play(stage, LATE) as pool:
         pod = pool.runner()
         stage.event(pod, "TriggeredScaleUp", SCALE, AUTOSCALER)
         stage.until(lambda: any(SCALE in words for _, words in pool.phases()))
@@ -99,7 +102,7 @@ def test_clock_goes_on_when_the_autoscaler_gives_up(stage: Stage) -> None:
         stage.event(pod, "NotTriggerScaleUp", words, AUTOSCALER)
         error = pool.error()
         took = time.monotonic() - began
-    assert BOOT + 2 - EARLY < took < BOOT + SCALE_UP - EARLY
+    assert BOOT + 2 - EARLY < took < BOOT + 2 + SCALE_UP
     assert words in error.reason
 
 
@@ -118,16 +121,18 @@ def test_node_that_the_scheduler_has_freed_is_waited_for(stage: Stage) -> None:
 def test_clock_stands_still_while_the_image_is_pulled(stage: Stage, told: str) -> None:
     """By the kubelet's event, or its condition where events may not be read."""
     began = time.monotonic()
-    with play(stage) as pool:
+    boot = BOOT + 1
+    with play(stage, LATE, boot) as pool:
         pod = pool.runner()
         name = pod["metadata"]["name"]
+        time.sleep(1.5)
         stage.bind(name, "n1")
         conditions = [SCHEDULED] if told == "event" else [SCHEDULED, SANDBOX]
         stage.status(name, conditions=conditions)
         if told == "event":
             stage.event(pod, "Pulling", 'Pulling image "big:1"', "kubelet")
         stage.until(lambda: "pull" in [phase for phase, _ in pool.phases()])
-        time.sleep(BOOT + 0.5)
+        time.sleep(boot + 0.5)
         assert [] == pool.errors()
         # It is there: what is left of boot_timeout begins to run.
         running = time.monotonic()
@@ -137,8 +142,9 @@ def test_clock_stands_still_while_the_image_is_pulled(stage: Stage, told: str) -
         took = time.monotonic() - began
     assert isinstance(error, BootTimeout)
     assert error.phase == "connect"
-    assert left < BOOT + EARLY
-    assert took > BOOT + 3
+    # Some of it had passed before the image was pulled.
+    assert left < boot
+    assert took > 2 * boot
     assert "NotConnected: " in error.reason
 
 

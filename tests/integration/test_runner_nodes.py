@@ -57,7 +57,8 @@ def vanish(agent: Agent) -> None:
 def taint(stage: Stage, name: str) -> None:
     """Mark and delete a pod, as the taint manager does when a node is not ready."""
     stage.status(name, conditions=[TAINTED, NOT_READY])
-    stage.session.delete(f"{stage.path}/{name}", grace=30)
+    with suppress(kubetls.NotFound):  # the pool may have been first
+        stage.session.delete(f"{stage.path}/{name}", grace=30)
 
 
 def collect(stage: Stage, name: str) -> None:

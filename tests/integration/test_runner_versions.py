@@ -133,7 +133,8 @@ def test_clocks_that_differ_are_named(
     """The token is right in all but its times: refused, and the caller learns why."""
     defaults: Any = Admission.__init__.__kwdefaults__
     monkeypatch.setitem(defaults, "clock", lambda: time.time() + seconds)
-    with Play(stage, boot_timeout=3) as play:
+    # Of which a busy machine needs some seconds until the runner has dialled.
+    with Play(stage, boot_timeout=8) as play:
         stage.agent(play.runner()["metadata"]["name"])
         error = play.error()
     assert isinstance(error, flame.BootTimeout), error
