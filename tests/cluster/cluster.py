@@ -16,10 +16,11 @@ import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tests.cluster import image
 from tests.cluster.binaries import CONTROL_PLANE, ClusterUnavailable, programs
+from tests.cluster.control_plane import audited
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,10 +132,9 @@ class BuiltCluster:
         """Run kubectl as administrator."""
         return run(self.kubectl_command(*args), stdin, seconds)
 
-    def audit_entries(self) -> list[dict[str, object]]:
+    def audit_entries(self) -> list[dict[str, Any]]:
         """Return what the API server recorded of requests so far."""
-        path = Path(self.root) / "control-plane" / "audit.log"
-        return [json.loads(line) for line in path.read_text().splitlines() if line]
+        return audited(Path(self.root) / "control-plane" / "audit.log")
 
     def load_image(self, tar: Path) -> None:
         """Import an image into the node's container runtime."""

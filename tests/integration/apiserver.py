@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import kubetls
@@ -32,3 +33,16 @@ def make_namespace(plane: ControlPlane, name: str, *labels: str) -> None:
         plane.kubectl("label", "namespace", name, *labels)
     for account in ACCOUNTS:
         plane.kubectl("create", "serviceaccount", account, "-n", name)
+
+
+def await_role(session: kubetls.Session, namespace: str, seconds: float = 10) -> None:
+    """Wait until the authorizer knows a new Role."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            session.get(kubetls.path("v1", "pods", namespace=namespace))
+        except kubetls.Forbidden:
+            assert time.monotonic() < deadline, "the Role is not in force"
+            time.sleep(0.1)
+        else:
+            return

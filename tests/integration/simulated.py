@@ -30,7 +30,7 @@ from flame_backend.runner.parent import Parent, parse_parent
 from flame_backend.wire.frames import FrameDecoder, Kind, Limits, pack_frame
 from flame_backend.wire.values import encode
 from tests.cluster.manifests import account, listed
-from tests.integration.apiserver import make_namespace, session_of
+from tests.integration.apiserver import await_role, make_namespace, session_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -223,6 +223,7 @@ def simulated(
     retries = kubetls.Retries(attempts=1)
     try:
         with kubetls.session(kubetls.kubeconfig(str(file)), retries=retries) as session:
+            await_role(session, namespace)
             yield session
     finally:
         process.kill()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.cluster.control_plane import ControlPlane
 
-from tests.integration.apiserver import make_namespace, session_of
+from tests.integration.apiserver import await_role, make_namespace, session_of
 
 pytestmark = pytest.mark.control_plane
 
@@ -55,6 +55,8 @@ def test_doctor_finds_what_is_missing(
     made = access_objects(Access(account="web", namespace=admin.namespace))
     applied = json.dumps({"apiVersion": "v1", "kind": "List", "items": made})
     control_plane.kubectl("apply", "-f", "-", stdin=applied)
+    with session_of(control_plane, tmp_path, admin.namespace, "web") as app:
+        await_role(app, admin.namespace)
     parent = tmp_path / "pod.yaml"
     parent.write_text(yaml.safe_dump(PLAIN | {"kind": "Pod"}))
     words = ["doctor", "--json", "--kubeconfig", str(file), "--parent", str(parent)]
@@ -133,6 +135,8 @@ def test_doctor_looks_at_the_runners_namespace_too(
     assert f"--runner-namespace {away} --runner-account runner" in command
     assert 0 == main([*command.split()[1:], "--json"])
     control_plane.kubectl("apply", "-f", "-", stdin=capsys.readouterr().out)
+    with session_of(control_plane, tmp_path, admin.namespace, "web") as app:
+        await_role(app, away)
     assert 0 == main(words)
     found = json.loads(capsys.readouterr().out)
     checks = {(check["name"], check["detail"]): check["verdict"] for check in found}

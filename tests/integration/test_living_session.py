@@ -19,6 +19,7 @@ import pytest
 import kubetls
 from tests.cluster.manifests import account as account_objects
 from tests.cluster.pki import Authority
+from tests.integration.apiserver import await_role, session_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,7 +101,7 @@ def test_a_watch_ends_with_what_the_server_has(
             session.delete(f"{maps}/b0")
             await_objects(watch, names_on(control_plane, "through"))
             watch.stop()
-            follower.join(5)
+            follower.join(20)
             assert not follower.is_alive()
 
 
@@ -201,7 +202,7 @@ def mounted(plane: ControlPlane, mount: Mount, ca: str, token: str) -> kubetls.S
 
 
 @pytest.fixture
-def account(control_plane: ControlPlane) -> str:
+def account(control_plane: ControlPlane, tmp_path: Path) -> str:
     """Lend the token of an account that may read; another one each time."""
     token = control_plane.token(ACCOUNT)
     with suppress(Exception):
@@ -209,6 +210,8 @@ def account(control_plane: ControlPlane) -> str:
             "create", "clusterrolebinding", ACCOUNT, "--clusterrole=cluster-admin",
             f"--serviceaccount=default:{ACCOUNT}",
         )  # fmt: skip
+    with session_of(control_plane, tmp_path, "default", ACCOUNT) as session:
+        await_role(session, "default")
     return token
 
 

@@ -17,7 +17,7 @@ import kubetls
 from flame_backend.backends.kubernetes.access import Access, access_objects
 from flame_backend.backends.kubernetes.manifest import RunnerOptions, runner_pod
 from flame_backend.backends.kubernetes.policy import create_rules
-from tests.integration.apiserver import make_namespace, session_of
+from tests.integration.apiserver import await_role, make_namespace, session_of
 from tests.property import pods
 from tests.property.pods import IDENTITY
 
@@ -183,19 +183,6 @@ def test_everything_in_deploy_applies(
                 app.get(kubetls.path("v1", "secrets", namespace="words"))
     finally:
         plane.kubectl("delete", "-f", str(DEPLOY / "admissionpolicy.yaml"))
-
-
-def await_role(session: kubetls.Session, namespace: str, seconds: float = 10) -> None:
-    """Wait until the authorizer knows a new Role."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            session.get(kubetls.path("v1", "pods", namespace=namespace))
-        except kubetls.Forbidden:
-            assert time.monotonic() < deadline, "the Role is not in force"
-            time.sleep(0.1)
-        else:
-            return
 
 
 # ------------------------------------------------------------------ the policy
