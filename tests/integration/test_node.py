@@ -137,16 +137,18 @@ def test_killed_owner_leaves_nothing(cluster: Cluster, tmp_path: Path) -> None:
         second.kubectl("apply", "-f", "-", stdin=text)
         second.kubectl("wait", "pod/stays", "--for=condition=Ready", "--timeout=30s")
         client = subprocess.Popen(second.command("sleep", "600"))
-        pids = recorded(folder) | cgroup_members(second.name) | {client.pid}
-        assert len(pids) > 8
+        found = recorded(folder) | cgroup_members(second.name) | {client.pid}
+        began = {pid: start_time(pid) for pid in found}
+        assert len(began) > 8
+        assert None not in began.values()
         os.kill(owner.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while folder.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    client.wait(1)
+    client.wait(10)
     left: dict[str, object] = {
         "folder": folder.exists(),
-        "processes": [pid for pid in pids if start_time(pid)],
+        "processes": [pid for pid in began if began[pid] == start_time(pid)],
         "mounts": mounts_below(folder),
         "network": Path("/run/netns", second.name).exists(),
         "cgroups": [h for h in cgroup_hierarchies() if (h / second.name).exists()],
