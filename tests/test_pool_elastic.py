@@ -127,7 +127,7 @@ def test_idle_pool_has_no_process_and_comes_back(
 
 def test_all_runners_sleep_after_min_idle(make: Callable[..., flame.Pool]) -> None:
     """And min is back with the next call."""
-    pool = make(min=2, max=2, min_idle_shutdown_after=0.4)
+    pool = make(min=2, max=2, min_idle_shutdown_after=1.0)
     pool.wait_ready(20)
     until(lambda: not pool.status().runners)
     time.sleep(0.3)
@@ -138,11 +138,11 @@ def test_all_runners_sleep_after_min_idle(make: Callable[..., flame.Pool]) -> No
 
 def test_used_runner_does_not_go_idle(make: Callable[..., flame.Pool]) -> None:
     """Its clock starts anew with each call."""
-    pool = make(max=1, idle_shutdown_after=0.6)
+    pool = make(max=1, idle_shutdown_after=2.0)
     pids = set()
     for _ in range(6):
         pids.add(pool.call(own_pid))
-        time.sleep(0.25)
+        time.sleep(0.5)
     assert 1 == len(pids)
 
 
@@ -152,6 +152,7 @@ def test_buffer_keeps_spare_slots_while_calls_run(
     """One call runs, another runner is ready for the next one."""
     pool = make(max=4, buffer=1, idle_shutdown_after=0.5)
     held = pool.submit(hold, str(gate))
+    until(held.running)
     until(lambda: pool.status().idle_slots == 1)
     time.sleep(0.8)
     assert (2, 1) == (pool.status().ready, pool.status().idle_slots)
@@ -207,8 +208,13 @@ def test_old_runner_is_replaced_without_harm_to_its_calls(
     gate.unlink()
     assert held.result(10) != pool.call(own_pid)
     until(lambda: held.call.runner not in str(pool.status()))
-    ends = [event for event in events if isinstance(event, Shrink)]
-    assert "lifetime" in {end.reason for end in ends if end.runner == held.call.runner}
+
+    def reasons() -> set[str]:
+        ends = [event for event in events if isinstance(event, Shrink)]
+        return {end.reason for end in ends if end.runner == held.call.runner}
+
+    # Events come in a thread of their own.
+    until(lambda: "lifetime" in reasons())
 
 
 def test_boot_that_takes_long_is_not_old(
@@ -219,6 +225,7 @@ def test_boot_that_takes_long_is_not_old(
     slow = slow_to_boot(tmp_path, 1.0)
     pool = make(max=1, max_lifetime=0.4, on_event=events.append, **slow)
     assert 1 == pool.call(abs, -1)
+    until(lambda: len(events) >= 2)
     assert [GrowStart, GrowEnd] == [type(event) for event in events[:2]]
 
 
@@ -227,15 +234,15 @@ def test_boot_that_nobody_waits_for_is_given_up(
 ) -> None:
     """Its callers timed out or cancelled; what comes of it is told as of any boot."""
     events: list[Event] = []
-    slow = slow_to_boot(tmp_path, 2.0)
+    slow = slow_to_boot(tmp_path, 20.0)
     pool = make(max=3, idle_shutdown_after=0.3, on_event=events.append, **slow)
     futures = [pool.submit(abs, -n) for n in range(2)]
     with pytest.raises(flame.CallTimeout):
         pool.options(queue_timeout=0.1).call(abs, -1)
     assert 3 == pool.status().booting
-    until(lambda: pool.status().booting == 2, 1.5)
+    until(lambda: pool.status().booting == 2, 5)
     assert [True, True] == [future.cancel() for future in futures]
-    until(lambda: not pool.status().runners, 1.5)
+    until(lambda: not pool.status().runners, 5)
     pool.shutdown()
     ends = [event for event in events if isinstance(event, GrowEnd)]
     assert 3 == len(ends)
@@ -324,7 +331,7 @@ def test_wait_ready_returns_with_the_last_runner(
     pool = make(min=2, max=2)
     pool.wait_ready(20)
     assert 2 == pool.status().ready
-    warmed = make(max=2, idle_shutdown_after=0.3)
+    warmed = make(max=2, idle_shutdown_after=1.0)
     warmed.wait_ready(20)
     assert 1 == warmed.status().ready
     until(lambda: not warmed.status().runners)
@@ -394,7 +401,7 @@ def test_breaker_tells_callers_at_once(make: Callable[..., flame.Pool]) -> None:
     started = time.monotonic()
     with pytest.raises(flame.AppImportError) as second:
         pool.call(abs, -1)
-    assert 0.5 > time.monotonic() - started
+    assert 1 > time.monotonic() - started
     assert first.value.runner == second.value.runner
     assert first.value is not second.value
     assert "no_such_module" in str(pool.status())

@@ -221,6 +221,7 @@ def test_stop_ends_the_process_without_a_failure(
     assert gone(pid)
     assert (False, -15, True) == (placed.alive, placed.exitcode, placed.join())
     assert pool.call(own_pid)
+    until(lambda: any(isinstance(event, CallDone) for event in events))
     done = [event for event in events if isinstance(event, CallDone)]
     assert [None] == [event.error for event in done][:1]
 
@@ -337,7 +338,7 @@ def test_end_of_the_pool_stops_placements_after_calls(
     pool = make(max=2)
     placed = pool.place(serve, path, "graceful")
     pid_of(path)
-    call = pool.submit(time.sleep, 1.0)
+    call = pool.submit(time.sleep, 2.0)
     until(call.running)
     threading.Timer(0.3, lambda: alive.append(placed.alive)).start()
     alive: list[bool] = []
