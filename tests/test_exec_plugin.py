@@ -659,13 +659,15 @@ def processes(text: str) -> list[str]:
 
 def test_plugin_that_takes_too_long_is_ended_with_its_children(plugin: Plugin) -> None:
     """The time is bounded; what the plugin started goes as well."""
-    plugin.plugins = plugin.clock.plugins(run_seconds=0.3)
+    plugin.plugins = plugin.clock.plugins(run_seconds=1)
     plugin.script("echo waiting >&2\nsleep 31.4159 &\nsleep 31.4159")
     began = time.monotonic()
-    with pytest.raises(ExecPluginError, match=r"took longer than 0.3 s: waiting$"):
+    with pytest.raises(ExecPluginError, match=r"took longer than 1 s: waiting$"):
         plugin.config().read()
     assert time.monotonic() - began < 10
-    assert [] == processes("sleep 31.4159")
+    # Killed, which takes effect when the kernel gets to it.
+    while processes("sleep 31.4159"):
+        assert time.monotonic() - began < 10
 
 
 def test_daemon_that_keeps_the_pipes_is_not_waited_for(plugin: Plugin) -> None:
