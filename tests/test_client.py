@@ -522,7 +522,7 @@ def test_wait_for_deletion_and_creation(
 def test_wait_says_what_it_saw(session: kubetls.Session) -> None:
     """A timeout names the object, the wish and the last state."""
     with pytest.raises(kubetls.WaitTimeout, match=r"condition=Ready.*Running"):
-        session.wait(f"{PODS}/a", "condition=Ready", timeout=0.3)
+        session.wait(f"{PODS}/a", "condition=Ready", timeout=1)
 
 
 def test_deletion_with_an_empty_guard_is_refused(session: kubetls.Session) -> None:

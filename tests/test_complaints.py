@@ -312,10 +312,10 @@ def test_a_followed_log_may_be_silent(tmp_path: Path) -> None:
 
     def talk(tls: ssl.SSLSocket, _request: Request) -> None:
         tls.sendall(CHUNKED + b"4\r\none\n\r\n")
-        time.sleep(1)
+        time.sleep(2)
         tls.sendall(b"4\r\ntwo\n\r\n")
 
-    short = kubetls.Timeout(connect=5, read=0.2)
+    short = kubetls.Timeout(connect=5, read=1)
     with (
         Server(GOOD, tmp_path, [talk]) as server,
         kubetls.session(config_for(server), timeout=short) as session,

@@ -59,9 +59,11 @@ def agent(
     hub.adopt("a", ours, passes=False)
     # Between two beats, so that whoever looks at beats alone is late.
     time.sleep(BEAT / 2)
+    # Before it is sent: this thread may not run for a while behind that.
+    last = time.monotonic()
     theirs.sendall(PING)
     with theirs:
-        yield theirs, time.monotonic()
+        yield theirs, last
     hub.close()
 
 

@@ -305,7 +305,7 @@ def test_peer_that_is_cut_while_it_is_judged_is_not_let_in() -> None:
 
 # ---------------------------------------------------------------------- slow ones
 
-PROOF = 0.5
+PROOF = 1.0
 
 
 def drip(sock: socket.socket | ssl.SSLSocket, data: bytes) -> float:

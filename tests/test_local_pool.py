@@ -291,8 +291,9 @@ def test_timeout_holds_against_a_call_that_ignores_signals(pool: flame.Pool) -> 
 
 def test_queue_timeout_is_its_own_clock(pool: flame.Pool) -> None:
     """A call that finds no slot in time has not run."""
-    busy = [pool.submit(time.sleep, 1.5) for _ in range(2)]
-    time.sleep(0.5)
+    busy = [pool.submit(time.sleep, 3) for _ in range(2)]
+    while not all(future.running() for future in busy):
+        time.sleep(0.01)
     with pytest.raises(flame.CallTimeout) as caught:
         pool.options(queue_timeout=0.2).call(square, 2)
     assert "queue" == caught.value.phase

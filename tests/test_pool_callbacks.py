@@ -24,7 +24,7 @@ def backend(request: pytest.FixtureRequest) -> Any:
     return BACKENDS[request.param]()
 
 
-def report(seconds: float = 0.2) -> str:
+def report(seconds: float = 0.5) -> str:
     time.sleep(seconds)
     flame.progress(1)
     return "done"

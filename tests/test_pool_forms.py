@@ -144,7 +144,7 @@ def test_cast_reaches_on_event() -> None:
 
 def test_map_goes_through_options(pool: flame.Pool) -> None:
     """A view of a pool has every form of a call."""
-    quick = pool.options(timeout=0.3)
+    quick = pool.options(timeout=1)
     assert [1, 2] == list(quick.map(abs, [-1, -2]))
     with pytest.raises(flame.CallTimeout):
         list(quick.map(time.sleep, [60]))
@@ -269,7 +269,7 @@ def test_cancels_of_many_threads_agree(pool: flame.Pool) -> None:
 def test_unlinked_call_outlives_its_caller(pool: flame.Pool, tmp_path: Path) -> None:
     """Cancelling does not end it while it runs."""
     free = pool.options(link=False)
-    future = free.submit(time.sleep, 0.5)
+    future = free.submit(time.sleep, 1.5)
     until(future.running)
     assert not future.cancel()
     assert future.result(10) is None
@@ -282,7 +282,7 @@ SCRIPT = """
 
     def work(path):
         open(path + ".on", "w").close()
-        time.sleep(0.7)
+        time.sleep(2)
         open(path, "w").close()
 
     if __name__ == "__main__":
@@ -335,11 +335,11 @@ def test_call_info_is_on_futures_and_errors(pool: flame.Pool) -> None:
 
 def test_queued_seconds_are_those_before_the_start(pool: flame.Pool) -> None:
     """Time in the queue is not time of the run."""
-    busy = [pool.submit(time.sleep, 0.5) for _ in range(2)]
+    busy = [pool.submit(time.sleep, 1) for _ in range(2)]
     future = pool.submit(abs, -1)
     concurrent.futures.wait([*busy, future])
     assert 0.2 < future.call.queued_s
-    assert 0.2 > future.call.run_s
+    assert future.call.queued_s > future.call.run_s
 
 
 # ---------------------------------------------------------------------- retries
@@ -403,8 +403,9 @@ def test_retries_cover_boots_that_fail(tmp_path: Path) -> None:
     with flame.Pool(
         "retries", max=1, preload=["late_module"], retries=5, backend=backend
     ) as pool:
-        threading.Timer(1.0, lambda: module.write_text("")).start()
         future = pool.submit(abs, -1)
+        until(lambda: pool.status().boot_failures > 0)
+        module.write_text("")
         assert 1 == future.result(30)
         assert 1 < future.call.attempt
 

@@ -94,7 +94,7 @@ def test_cancel_withdraws_a_waiting_call(
     pool: flame.Pool, path: str, link: bool
 ) -> None:
     """Nothing of it has happened, so there is nothing to protect."""
-    busy = [pool.submit(time.sleep, 0.5) for _ in range(2)]
+    busy = [pool.submit(time.sleep, 1) for _ in range(2)]
     future = pool.options(link=link).submit(work, path)
     assert "queued" == future.phase
     assert future.cancel()
@@ -109,7 +109,7 @@ def test_map_that_is_left_ends_its_calls_when_linked(
 ) -> None:
     """Those that run; those that wait do not begin either way."""
     paths = [str(tmp_path / str(number)) for number in range(4)]
-    for _ in pool.options(link=link).map(work, paths, [0.1, 1.0, 1.0, 1.0]):
+    for _ in pool.options(link=link).map(work, paths, [0.1, 2.0, 2.0, 2.0]):
         until(lambda: sum(map(begun, paths)) == 3)
         break
     until(lambda: pool.status().running == 0)

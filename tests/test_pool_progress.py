@@ -24,7 +24,7 @@ def pool() -> Iterator[flame.Pool]:
 
 
 def count(steps: int) -> str:
-    time.sleep(0.2)
+    time.sleep(0.5)  # until the caller has added its callback
     for step in range(steps):
         flame.progress(step / steps, f"step {step}")
     return "done"
@@ -46,7 +46,7 @@ def report_from_elsewhere() -> int:
 
 
 def report(value: Any) -> None:
-    time.sleep(0.2)
+    time.sleep(0.5)
     flame.progress(value)
 
 

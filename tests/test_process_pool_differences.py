@@ -179,7 +179,7 @@ def test_running_call_can_be_cancelled(
 def test_shutdown_that_cancels_leaves_no_waiting_call_to_run() -> None:
     """Not even those that would have been next."""
     pool = flame.Pool("differ", max=1, backend=flame.LocalBackend())
-    running = pool.submit(time.sleep, 0.5)
+    running = pool.submit(time.sleep, 1.5)
     while not running.running():
         time.sleep(0.01)
     waiting = [pool.submit(abs, -n) for n in range(5)]

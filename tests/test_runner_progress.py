@@ -21,7 +21,7 @@ def pool() -> Iterator[flame.Pool]:
 
 
 def count(steps: int, seconds: float) -> str:
-    time.sleep(0.3)  # until the caller has added its callback
+    time.sleep(0.5)  # until the caller has added its callback
     for step in range(steps):
         flame.progress(step, f"step {step}")
         time.sleep(seconds)

@@ -151,8 +151,9 @@ def test_zygote_is_replaced_when_its_modules_changed(
     pool = make(preload=[app.name], max_concurrency=2)
     pool.wait_ready(30)
     before = pool.call(zygote)
-    running = pool.submit(time.sleep, 1.5)
-    time.sleep(0.2)
+    running = pool.submit(time.sleep, 4)
+    while not running.running():
+        time.sleep(0.01)
     module = app.write(VERSION.format(number=20))
     with pytest.raises(flame.CallCrashed):
         pool.call(os._exit, 3)
