@@ -131,6 +131,33 @@ def test_object_of_any_name_is_waited_for(name: str) -> None:
         assert name == found["metadata"]["name"]
 
 
+def test_object_with_finalizers_goes_with_the_last_of_them() -> None:
+    """Marked first, and again without effect; a watch sees the mark and the end."""
+    metadata = {"name": "a", "finalizers": ["x/one", "x/two"]}
+    item = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
+    place = f"{MAPS}/a"
+    with testing.server([item]) as server, kubetls.session(server.config) as session:
+        watch = session.list_watch(MAPS)
+        assert ["ADDED", "SYNCED"] == types(watch, 2)
+        marked = session.delete(place)
+        assert "deletionTimestamp" in marked["metadata"]
+        assert marked == session.delete(place) == session.get(place)
+        session.patch(place, {"metadata": {"finalizers": ["x/two"]}})
+        # No writer takes the mark out again, and no change is no event.
+        session.patch(place, {"metadata": {"deletionTimestamp": None}})
+        session.patch(place, {"metadata": {"finalizers": None}})
+        with pytest.raises(kubetls.NotFound):
+            session.get(place)
+        assert ["MODIFIED", "MODIFIED", "DELETED"] == types(watch, 3)
+        watch.stop()
+
+
+def types(watch: kubetls.ListWatch, count: int) -> list[str]:
+    """Return the types of the next events."""
+    found = (watch.next(5) for _ in range(count))
+    return [event.type for event in found if event is not None]
+
+
 def test_json_patch_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     """In so many words, and not by a cut and a traceback."""
     item = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}}

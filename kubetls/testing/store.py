@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 FIRST_VERSION: Final = 1000
 
+NOW: Final = "2020-01-01T00:00:00Z"
+"""The time of everything, so that tests know it."""
+
+_KEPT: Final = ("name", "namespace", "uid", "creationTimestamp", "deletionTimestamp")
+"""What a writer of an object does not change."""
+
 
 class Refused(Exception):
     """An answer with a Status.
@@ -150,7 +156,7 @@ class Store:
             message = f'{place.plural} "{name}" already exists'
             raise Refused(409, "AlreadyExists", message)
         metadata["uid"] = str(uuid.uuid4())
-        metadata["creationTimestamp"] = "2020-01-01T00:00:00Z"
+        metadata["creationTimestamp"] = NOW
         self._store("ADDED", key, None, made)
         return made
 
@@ -165,10 +171,16 @@ class Store:
         if place.subresource == "status":
             after = copy.deepcopy(before) | {"status": after.get("status")}
         metadata = after.setdefault("metadata", {})
-        for name in ("name", "namespace", "uid", "creationTimestamp"):
+        for name in _KEPT:
             if name in before["metadata"]:
                 metadata[name] = before["metadata"][name]
-        self._store("MODIFIED", key, before, after)
+        metadata["resourceVersion"] = before["metadata"]["resourceVersion"]
+        if after == before:
+            # No change, no version, no event: or a controller that writes what is
+            # there already would have itself called for ever.
+            return after
+        ends = "deletionTimestamp" in metadata and not metadata.get("finalizers")
+        self._store("DELETED" if ends else "MODIFIED", key, before, after)
         return after
 
     def patch(self, place: Place, patch: dict[str, Any]) -> dict[str, Any]:
@@ -180,7 +192,10 @@ class Store:
         return self.replace(place, merged)
 
     def delete(self, place: Place, preconditions: dict[str, str]) -> dict[str, Any]:
-        """Delete an object if the preconditions hold; return its last state."""
+        """Delete an object if the preconditions hold; return its last state.
+
+        One with finalizers is marked, and goes with the last of them.
+        """
         key = self._known(place)
         before = self._objects[key]
         for name, wanted in preconditions.items():
@@ -188,7 +203,11 @@ class Store:
                 message = f"the {name} in the precondition does not match"
                 raise Refused(409, "Conflict", message)
         after = copy.deepcopy(before)
-        self._store("DELETED", key, before, after)
+        if not before["metadata"].get("finalizers"):
+            self._store("DELETED", key, before, after)
+        elif "deletionTimestamp" not in before["metadata"]:
+            after["metadata"]["deletionTimestamp"] = NOW
+            self._store("MODIFIED", key, before, after)
         return after
 
     def forget(self) -> None:
