@@ -225,6 +225,7 @@ def test_cancel_of_a_running_call_kills_it(pool: flame.Pool, tmp_path: Path) -> 
     until(lambda: mark.exists() and bool(mark.read_text()))
     assert "running" == future.phase
     assert future.running()
+    assert "state=running" in repr(future)
     assert future.cancel()
     assert (True, True, [future]) == (future.cancelled(), future.done(), called)
     assert future.cancel(), "as often as one likes"

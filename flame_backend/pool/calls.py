@@ -188,6 +188,10 @@ class FlameFuture(concurrent.futures.Future[T], Generic[T]):
         """Tell whether the call has a slot."""
         return self.phase == "running"
 
+    def __repr__(self) -> str:
+        text = super().__repr__()
+        return text.replace("=pending", "=running") if self.running() else text
+
     def cancel(self) -> bool:
         """Cancel the call: one that waits is removed, one that runs is killed.
 
