@@ -223,9 +223,11 @@ def test_api_server_that_is_away_burns_nothing(path: str) -> None:
     token = sign(claims())
     with pytest.raises(REFUSED):
         ask(judge, hello(token))
+    assert "503" in judge.trouble("runner")
     table.answers[path] = right
     judge._keys._failed_at = float("-inf")  # a second later
     assert "runner" == ask(judge, hello(token))
+    assert "" == judge.trouble("runner")
 
 
 def test_connection_that_was_cut_burns_nothing() -> None:
@@ -388,6 +390,7 @@ def test_foreign_address_is_logged_or_refused() -> None:
     strict = admission(enforce_address=True)
     with pytest.raises(LinkUnauthenticated, match="address"):
         ask(strict, address="10.9.9.9")
+    assert "enforce_address" in strict.trouble("runner")
     assert "runner" == ask(strict)
 
 

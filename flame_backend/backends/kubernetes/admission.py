@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+import kubetls
 from flame_backend.backends.kubernetes.keys import Keys
 from flame_backend.backends.kubernetes.tokens import (
     ClockSkew,
@@ -59,7 +60,8 @@ class Pending:
         service_account: Of its pod.
         uid: Of its pod, from our POST; None until that is answered.
         connected: True from its admission on, for ever.
-        trouble: What was wrong with a token that was its own; "" when nothing.
+        trouble: Why it was refused, where its token was its own or could not be
+            judged; "" when it was not.
     """
 
     audience: str
@@ -128,7 +130,7 @@ class Admission:
             self._changed.notify_all()
 
     def trouble(self, runner: str) -> str:
-        """Return what was wrong with the runner's own token, "" when nothing was."""
+        """Return why the runner itself was refused, "" when it was not."""
         with self._lock:
             found = self._pending.get(runner)
             return "" if found is None else found.trouble
@@ -157,6 +159,20 @@ class Admission:
         runner: str = facts["runner"]
         pending = self._expected(runner)
         token: str = facts.pop("token")
+        try:
+            claims = self._judged(token, runner, pending, addresses)
+        except kubetls.KubeTLSError as error:
+            # A right that this account lacks, an API server that is away: the runner
+            # only says that it was refused.
+            pending.trouble = f"its token could not be judged: {error}"
+            raise
+        self._connect(runner, pending, claims, take)
+        return runner, facts
+
+    def _judged(
+        self, token: str, runner: str, pending: Pending, addresses: frozenset[str]
+    ) -> dict[str, Any]:
+        """Return the claims of a token that proves its bearer to be the runner."""
         claims = self._verified(token, runner, pending)
         uid = self._await_uid(runner, pending)
         if not hmac.compare_digest(str(claims["kubernetes.io"]["pod"]["uid"]), uid):
@@ -164,8 +180,7 @@ class Admission:
         self._look_up(claims, pending, addresses)
         if self._review:
             self._ask_for_review(token, runner, pending)
-        self._connect(runner, pending, claims, take)
-        return runner, facts
+        return claims
 
     def _expected(self, runner: str) -> Pending:
         with self._lock:
@@ -223,7 +238,9 @@ class Admission:
             _refuse("its token is for another node")
         known = _addresses(pod)
         if self._enforce_address and not known & addresses:
-            _refuse("it dials from an address that is not its pod's")
+            reason = "it dials from an address that is not its pod's"
+            pending.trouble = f"{reason} (enforce_address)"
+            _refuse(reason)
         if known and not known & addresses:
             logger.info("%s dials from another address than its pod's", pending.path)
 
@@ -274,6 +291,7 @@ class Admission:
                 self._used[token_id] = float(claims["exp"])
             self._accounts[pending.service_account] = account
             pending.connected = True
+            pending.trouble = ""  # is over; what ends it later has other causes
 
 
 def _facts(hello: bytes) -> dict[str, Any]:
