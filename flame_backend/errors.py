@@ -256,8 +256,9 @@ else:
 class RemoteError(CallError):
     """The called function raised; this is what crossed the wire.
 
-    It stands alone when the exception's class is not rebuilt here, and is the
-    `__cause__` of the rebuilt exception otherwise.
+    It stands alone when the exception's class is not rebuilt here, being neither
+    builtin nor in the pool's `result_types`, and is the `__cause__` of the rebuilt
+    exception otherwise.
 
     Attributes:
         type_name: Qualified name of the exception's class, as text.

@@ -89,7 +89,8 @@ class Pool(Forms, concurrent.futures.Executor):
             calls that are known not to have started.
         results: "data" decodes what runners send without executing anything;
             "pickle" lets a runner execute code in this process.
-        result_types: Dataclasses, enums and exceptions that results may hold.
+        result_types: Dataclasses, enums and exceptions that results may hold;
+            exceptions among them are raised as themselves, not as `RemoteError`.
         max_result: Largest result in bytes, large buffers aside.
         max_payload: Largest request in bytes.
         preload: Modules a runner imports before it is ready.
