@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 CONFLICT_SECONDS: Final = 0.01
 """First pause after a conflict, as client-go's RetryOnConflict; it doubles."""
 
+CONFLICT_MAX_SECONDS: Final = 1.0
+"""Objects that many write are free again sooner than that."""
+
 
 def update_object(
     get: Callable[[], dict[str, Any]],
@@ -43,6 +46,16 @@ def update_object(
         except Conflict:
             if attempt == attempts:
                 raise
-        jitter = 1 + random.random()  # noqa: S311 - no secret
-        time.sleep(CONFLICT_SECONDS * 2.0 ** (attempt - 1) * jitter)
+        time.sleep(pause_after(attempt, random.random()))  # noqa: S311 - no secret
     raise AssertionError  # the last attempt returns or raises
+
+
+def pause_after(attempt: int, jitter: float) -> float:
+    """Return the seconds to wait after a conflict.
+
+    Args:
+        attempt: Tries so far, from 1.
+        jitter: Uniform in [0, 1): writers that collided come apart.
+    """
+    doubled = CONFLICT_SECONDS * 2.0 ** min(attempt - 1, 16)
+    return min(CONFLICT_MAX_SECONDS, doubled) * (1 + jitter)

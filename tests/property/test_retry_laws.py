@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kubetls
+from flame_backend.backends.kubernetes.pace import AGAIN_MAX_SECONDS, pause_before
 from kubetls.client.retry import Retries, wait_before_retry
 from kubetls.client.status import api_error
+from kubetls.client.updating import CONFLICT_MAX_SECONDS, pause_after
 
 SERVER = "https://api.example:443"
 METHODS = st.sampled_from(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
@@ -168,3 +170,10 @@ def test_a_guard_never_makes_it_less_willing(
 
     if wait(False) is not None:
         assert wait(True) is not None
+
+
+@given(attempt=st.integers(1, 100_000), random=st.floats(0, 1, exclude_max=True))
+def test_pauses_of_updates_and_boots_stay_short(attempt: int, random: float) -> None:
+    """However often it was tried: neither hours, nor a number too large for one."""
+    assert 0 < pause_after(attempt, random) <= 2 * CONFLICT_MAX_SECONDS
+    assert 0 < pause_before(attempt, None, random) <= AGAIN_MAX_SECONDS

@@ -27,5 +27,5 @@ def pause_before(attempt: int, asked: float | None, random: float) -> float:
         asked: What the server asked for (Retry-After), if anything.
         random: Uniform in [0, 1): callers that were refused together come apart.
     """
-    ours = min(AGAIN_MAX_SECONDS, AGAIN_SECONDS * 2.0 ** (attempt - 1))
+    ours = min(AGAIN_MAX_SECONDS, AGAIN_SECONDS * 2.0 ** min(attempt - 1, 16))
     return (asked or 0.0) + ours * (0.5 + random / 2)
