@@ -207,9 +207,9 @@ def cgroup_members(name: str) -> set[int]:
     """Return the processes in a cluster's own cgroups: its containers."""
     found: set[int] = set()
     for hierarchy in cgroup_hierarchies() if name else ():
-        for file in (hierarchy / name).rglob("cgroup.procs"):
+        for folder in _folders(hierarchy / name):
             with contextlib.suppress(OSError):
-                found.update(map(int, file.read_text().split()))
+                found.update(map(int, (folder / "cgroup.procs").read_text().split()))
     return found
 
 
@@ -247,14 +247,20 @@ def cgroup_hierarchies() -> list[Path]:
     return [path for path in root.iterdir() if path.is_dir() and not path.is_symlink()]
 
 
+def _folders(home: Path) -> list[Path]:
+    """Return a folder and all below it, the lowest first.
+
+    A kubelet, or the kernel, may remove some meanwhile: walk() passes over those,
+    glob() raises.
+    """
+    return [Path(found) for found, _, _ in os.walk(home, topdown=False)]
+
+
 def _remove_cgroups(name: str) -> None:
     for hierarchy in cgroup_hierarchies():
-        home = hierarchy / name
-        for folder in sorted(home.rglob("*/"), key=lambda path: -len(path.parts)):
+        for folder in _folders(hierarchy / name):
             with contextlib.suppress(OSError):
                 folder.rmdir()
-        with contextlib.suppress(OSError):
-            home.rmdir()
 
 
 def _wait_for_owner(folder: Path) -> None:
