@@ -11,18 +11,13 @@ import os
 import signal
 import threading
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from subprocess import DEVNULL, PIPE, Popen
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from tests.cluster.cluster import (
-    BuiltCluster,
-    ClusterUnavailable,
-    control_planes,
-    run,
-)
+from tests.cluster.cluster import BuiltCluster, control_planes, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -218,17 +213,25 @@ def address(space: Space, pod: str) -> str:
     return space.kubectl("get", "pod", pod, "-o", "jsonpath={.status.podIP}")
 
 
-def process(space: Space, pod: str) -> int:
-    """Return the host's process id of a pod's first container."""
+def process(space: Space, pod: str, seconds: float = 20) -> int:
+    """Return the host's process id of a pod's first container.
+
+    A runner may be at work a while before its kubelet has reported it.
+    """
     node = built(space)
     path = "jsonpath={.status.containerStatuses[0].containerID}"
-    identity = space.kubectl("get", "pod", pod, "-o", path).rpartition("/")[2]
     words = (node.ctr, "--address", node.socket, "--namespace", "k8s.io", "tasks", "ls")
-    for line in run(list(words)).splitlines():
-        found = line.split()
-        if identity and found[0] == identity:
-            return int(found[1])
-    pytest.fail(f"the node runs no container of {pod}")
+    deadline = time.monotonic() + seconds
+    while True:
+        identity = space.kubectl("get", "pod", pod, "-o", path).rpartition("/")[2]
+        for line in run(list(words)).splitlines():
+            found = line.split()
+            if identity and found[0] == identity:
+                return int(found[1])
+        if time.monotonic() > deadline:
+            told = space.kubectl("get", "pod", pod, "-o", "yaml")
+            pytest.fail(f"the node runs no container of {pod}\n{told[-3000:]}")
+        time.sleep(0.2)
 
 
 def kill(space: Space, pod: str, number: int = signal.SIGKILL) -> None:
@@ -237,24 +240,33 @@ def kill(space: Space, pod: str, number: int = signal.SIGKILL) -> None:
 
 
 @contextmanager
-def rules(space: Space, pod: str, rule: str) -> Iterator[None]:
-    """Have a rule of iptables in a pod's network namespace, and nowhere else."""
-    where = ["nsenter", f"--net=/proc/{process(space, pod)}/ns/net", "--", "iptables"]
-    run([*where, "-I", *rule.split()])
+def network(space: Space, pod: str) -> Iterator[str]:
+    """Lend the path of a pod's network namespace, which stays as long, pod or not."""
+    held = os.open(f"/proc/{process(space, pod)}/ns/net", os.O_RDONLY)
+    try:
+        yield f"/proc/{os.getpid()}/fd/{held}"
+    finally:
+        os.close(held)
+
+
+@contextmanager
+def rules(where: str, rule: str) -> Iterator[None]:
+    """Have a rule of iptables in a network namespace, and nowhere else."""
+    command = ["nsenter", f"--net={where}", "--", "iptables", "-w"]
+    run([*command, "-I", *rule.split()])
     try:
         yield
     finally:
-        # The namespace may have gone with its pod.
-        with suppress(ClusterUnavailable):
-            run([*where, "-D", *rule.split()])
+        run([*command, "-D", *rule.split()])
 
 
 @contextmanager
 def holes(space: Space, sources: dict[str, str]) -> Iterator[None]:
     """Have what comes from an address get lost on arrival, pod by pod."""
     with ExitStack() as stack:
+        where = {pod: stack.enter_context(network(space, pod)) for pod in sources}
         for pod, source in sources.items():
-            stack.enter_context(rules(space, pod, f"INPUT -s {source} -j DROP"))
+            stack.enter_context(rules(where[pod], f"INPUT -s {source} -j DROP"))
         yield
 
 
@@ -264,8 +276,11 @@ def resets(space: Space, one: str, other: str) -> Iterator[None]:
     # Resets themselves pass, or the sender would not hear of them.
     answer = "-p tcp ! --tcp-flags RST RST -j REJECT --reject-with tcp-reset"
     with ExitStack() as stack:
-        for pod, peer in ((one, other), (other, one)):
-            source = address(space, peer)
-            rule = f"INPUT -s {source} {answer}"
-            stack.enter_context(rules(space, pod, rule))
+        # All is looked up before: a runner may end with the first reset.
+        sides = [
+            (stack.enter_context(network(space, pod)), address(space, peer))
+            for pod, peer in ((one, other), (other, one))
+        ]
+        for where, source in sides:
+            stack.enter_context(rules(where, f"INPUT -s {source} {answer}"))
         yield
