@@ -113,10 +113,11 @@ def recorded(folder: Path) -> set[int]:
     """Return the recorded processes that still run."""
     found = set()
     for file in (*folder.glob(PROCESSES), *folder.glob(f"*/{PROCESSES}")):
-        for line in file.read_text().splitlines():
-            pid, started, _ = line.split(" ", 2)
-            if start_time(int(pid)) == started:
-                found.add(int(pid))
+        with contextlib.suppress(FileNotFoundError):  # another cluster's, that goes
+            for line in file.read_text().splitlines():
+                pid, started, _ = line.split(" ", 2)
+                if start_time(int(pid)) == started:
+                    found.add(int(pid))
     return found
 
 
