@@ -105,6 +105,7 @@ TABLE = {
     "flame_backend": "door",
     "flame_backend.errors": "errors",
     "flame_backend.events": "values",
+    "flame_backend.backoff": "values",
     "flame_backend.backends.agent_process": "edges",
     "flame_backend.backends.base": "values",
     "flame_backend.backends.control_link": "edges",

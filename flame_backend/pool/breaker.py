@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
+from flame_backend.backoff import doubled
 from flame_backend.errors import (
     AppImportError,
     AuthRefused,
@@ -75,8 +76,7 @@ class Breaker:
         if born >= self._failed_at or (fatal and not self.open):
             self._failed_at = now
             self.failures += 1
-            doubled = PAUSE_SECONDS * 2.0 ** min(self.failures - 1, 16)
-            pause = min(LONGEST_PAUSE_SECONDS, doubled)
+            pause = doubled(PAUSE_SECONDS, self.failures - 1, LONGEST_PAUSE_SECONDS)
             self.retry_at = now + pause * (1.0 + 0.25 * self._spread())
         if fatal or self.failures >= BOOT_FAILURES:
             self.open = True

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
 
+from flame_backend.backoff import doubled
 from flame_backend.errors import BootError, ConfigurationError, RunnerLost
-
-DOUBLINGS: Final = 100
-"""Enough for any delay; after a thousand, there is no such number any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +55,7 @@ class Retry:
         )
         if not unstarted and not isinstance(error, self.on):
             return None
-        return min(self.max_delay, self.delay * 2.0 ** min(tries, DOUBLINGS))
+        return doubled(self.delay, tries, self.max_delay)
 
 
 def _is_exception(kind: object) -> bool:

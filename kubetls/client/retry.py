@@ -104,9 +104,7 @@ def wait_before_retry(
     asked = error.retry_after if isinstance(error, ApiError) else None
     if asked is not None and asked > policy.retry_after_max:
         return None
-    # After a thousand doublings there is no such number any more.
-    doubled = policy.backoff * 2.0 ** min(attempt - 1, 100)
-    ours = min(policy.backoff_max, doubled) * random
+    ours = doubled(policy.backoff, attempt - 1, policy.backoff_max) * random
     # The longer of both, and never all clients at the same moment.
     wait = ours if asked is None else max(asked + ours * 0.1, ours)
     return wait if waited + wait <= policy.budget else None
@@ -122,3 +120,11 @@ def _may_repeat(error: KubeTLSError, *, reads: bool, safe: bool) -> bool:
     if isinstance(error, ConnectionFailed):
         return not error.sent or reads or safe
     return isinstance(error, TransportError) and not error.sent and reads
+
+
+def doubled(first: float, times: int, most: float) -> float:
+    """Return a back-off: the first pause, doubled some times, and no longer than most.
+
+    However often: after a thousand doublings there is no such number any more.
+    """
+    return min(most, first * 2.0 ** min(times, 100))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from kubetls.client.exchange import Stopped, Waiter
 from kubetls.client.limits import waiting_seconds
+from kubetls.client.retry import doubled
 from kubetls.errors import (
     ApiError,
     ApiTimeout,
@@ -198,7 +199,7 @@ class Stream(Waiter):
 
     def _back_off(self, failures: int, error: KubeTLSError) -> None:
         """Pause as long as the server asked for, or longer with each failure."""
-        ours = min(BACKOFF_MAX_SECONDS, BACKOFF_SECONDS * 2.0 ** min(failures - 1, 10))
+        ours = doubled(BACKOFF_SECONDS, failures - 1, BACKOFF_MAX_SECONDS)
         asked = error.retry_after if isinstance(error, ApiError) else None
         asked = min(asked or 0.0, ASKED_MAX_SECONDS)
         self.pause(max(asked, ours * random.random()))  # noqa: S311 - jitter

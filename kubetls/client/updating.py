@@ -6,6 +6,7 @@ import random
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from kubetls.client.retry import doubled
 from kubetls.errors import ConfigError, Conflict
 
 if TYPE_CHECKING:
@@ -57,5 +58,5 @@ def pause_after(attempt: int, jitter: float) -> float:
         attempt: Tries so far, from 1.
         jitter: Uniform in [0, 1): writers that collided come apart.
     """
-    doubled = CONFLICT_SECONDS * 2.0 ** min(attempt - 1, 16)
-    return min(CONFLICT_MAX_SECONDS, doubled) * (1 + jitter)
+    pause = doubled(CONFLICT_SECONDS, attempt - 1, CONFLICT_MAX_SECONDS)
+    return pause * (1 + jitter)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from flame_backend.backoff import doubled
+
 CREATES_PER_SECOND: Final = 20.0
 CREATES_AT_ONCE: Final = 30
 """The limits of Kubernetes' own controllers (kube-controller-manager, kube-api-qps)."""
@@ -27,5 +29,5 @@ def pause_before(attempt: int, asked: float | None, random: float) -> float:
         asked: What the server asked for (Retry-After), if anything.
         random: Uniform in [0, 1): callers that were refused together come apart.
     """
-    ours = min(AGAIN_MAX_SECONDS, AGAIN_SECONDS * 2.0 ** min(attempt - 1, 16))
+    ours = doubled(AGAIN_SECONDS, attempt - 1, AGAIN_MAX_SECONDS)
     return (asked or 0.0) + ours * (0.5 + random / 2)
