@@ -106,8 +106,7 @@ class Reports:
                 if error is not None and (present or call.doom is not None):
                     deferred = self._unprepared(lease.runner, error)
             failure = self._last_failure()
-        if failure is not before:
-            self._log(failure)
+        self._log(failure, before)
         ledger.carry_out(deferred)
 
     def _usable(self, lease: Lease) -> list[Command]:
@@ -147,8 +146,7 @@ class Reports:
             commands = machine.slot_ended(end.runner, end.slot, now, end.detail)
             deferred = self._settled(commands, now)
             failure = self._last_failure()
-        if failure is not before:
-            self._log(failure)
+        self._log(failure, before)
         ledger.carry_out(deferred)
 
     def boot_failed(self, runner: str, error: BootError) -> None:
@@ -213,9 +211,9 @@ class Reports:
         """Return why a runner was given up last; holds the lock."""
         return self._ledger.machine.growth.breaker.last
 
-    def _log(self, failure: BootError | None) -> None:
-        """Log a failed boot: nobody may be waiting who would hear of it."""
-        if failure is not None:
+    def _log(self, failure: BootError | None, before: BootError | None = None) -> None:
+        """Log a failed boot that is new: nobody may be waiting who would hear of it."""
+        if failure is not None and failure is not before:
             self._logger.warning("%s", str(failure).partition("\n")[0])
 
     def _announce(self, event: Event) -> None:

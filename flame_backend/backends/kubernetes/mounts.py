@@ -30,20 +30,19 @@ def settle_volumes(
     Raises:
         ManifestError: The manifest itself mounts what there is not.
     """
-    containers = list(_containers(spec))
-    mounted = {
-        entry["name"]
-        for _, container in containers
-        for field in _FIELDS
-        for entry in container.get(field) or ()
-        if "name" in entry
-    }
+    mounted = {entry["name"] for *_, entry in _mounts(spec) if "name" in entry}
     there = [v for v in spec.get("volumes") or () if v["name"] in mounted]
     spec["volumes"] = there
     known = {volume["name"] for volume in there}
-    said = set(_said(user))
-    theirs = set(_mounts(parent))
-    for where, container in containers:
+    said = {
+        _place(where, field, entry)
+        for where, field, entry in _mounts(user)
+        if DIRECTIVE not in entry
+    }
+    theirs = {
+        (entry["name"], entry[MERGE_KEYS[field]]) for _, field, entry in _mounts(parent)
+    }
+    for where, container in _containers(spec):
         for field in _FIELDS:
             entries = container.get(field)
             if entries is None:
@@ -51,7 +50,7 @@ def settle_volumes(
             container[field] = [e for e in entries if e.get("name") in known]
             for entry in entries:
                 name, path = entry.get("name"), entry[MERGE_KEYS[field]]
-                place = f"{where}.{field}[{path}]"
+                place = _place(where, field, entry)
                 if name not in known and place in said and (name, path) not in theirs:
                     reason = f"there is no volume {name!r}"
                     raise ManifestError(f"manifest.spec.{place}", reason)
@@ -70,21 +69,16 @@ def settle_claims(spec: dict[str, Any]) -> None:
         spec["resourceClaims"] = kept
 
 
-def _said(user: dict[str, Any]) -> Iterator[str]:
-    """Yield the places of the mounts that the manifest names."""
-    for where, container in _containers(user):
+def _mounts(spec: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield each mount with its container and field."""
+    for where, container in _containers(spec):
         for field in _FIELDS:
             for entry in container.get(field) or ():
-                if DIRECTIVE not in entry:
-                    yield f"{where}.{field}[{entry[MERGE_KEYS[field]]}]"
+                yield where, field, entry
 
 
-def _mounts(spec: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield which volumes are mounted, and where."""
-    for _, container in _containers(spec):
-        for field in _FIELDS:
-            for entry in container.get(field) or ():
-                yield entry["name"], entry[MERGE_KEYS[field]]
+def _place(where: str, field: str, entry: dict[str, Any]) -> str:
+    return f"{where}.{field}[{entry[MERGE_KEYS[field]]}]"
 
 
 def _containers(spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
