@@ -21,17 +21,10 @@ from flame_backend.events import (
     RunnerEnded,
     Shrink,
 )
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-
-def until(true: Callable[[], bool], seconds: float = 15.0) -> None:
-    """Wait for something to become true."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def own_pid(_: object = None) -> int:

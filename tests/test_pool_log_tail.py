@@ -13,17 +13,10 @@ import pytest
 
 import flame_backend as flame
 from flame_backend.events import CallDone, Event
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-
-def until(true: Callable[[], bool], seconds: float = 15.0) -> None:
-    """Wait for something to become true."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    from collections.abc import Iterator
 
 
 def say(text: str, seconds: float = 0.0, number: int = 0) -> None:

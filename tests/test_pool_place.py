@@ -17,17 +17,10 @@ import pytest
 import flame_backend as flame
 from flame_backend.events import CallDone, Event
 from tests.tls_backend import TlsBackend
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-
-def until(true: Callable[[], bool], seconds: float = 15.0) -> None:
-    """Wait for something to become true."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def gone(pid: int) -> bool:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import flame_backend as flame
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 LOGGER = "flame_backend.runner.output"
@@ -31,13 +32,6 @@ def pool(backend: flame.LocalBackend) -> Iterator[flame.Pool]:
     """Lend a pool of one runner."""
     with flame.Pool("output", max=1, backend=backend) as made:
         yield made
-
-
-def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def say(text: str, then: str = "") -> str:
@@ -88,7 +82,7 @@ def test_output_is_logged_with_the_id_of_its_call(
     program = pool.submit(say_by_program, "of a program")
     program.result(20)
     expected.add((program.call.id, "of a program"))
-    until(lambda: len(lines(caplog)) >= len(expected))
+    until(lambda: len(lines(caplog)) >= len(expected), 10)
     assert expected == set(lines(caplog))
     assert len(expected) == len(lines(caplog))
 
@@ -112,7 +106,7 @@ def test_last_lines_of_a_crash_are_known_with_the_crash(
     """No newline or flush needed; they arrive before the end of the slot does."""
     with pytest.raises(flame.CallCrashed) as caught:
         pool.call(say, "before the crash", f"import ctypes, os; {end}")
-    until(lambda: "before the crash aside" in caught.value.call.log_tail)
+    until(lambda: "before the crash aside" in caught.value.call.log_tail, 10)
     assert "before the crash\n" in caught.value.call.log_tail
 
 
@@ -123,9 +117,9 @@ def test_flood_leaves_the_first_and_the_last_lines(
     caplog.set_level(logging.INFO, LOGGER)
     future = pool.submit(say_much)
     assert "said" == future.result(60)
-    until(lambda: future.call.log_tail.endswith("line 299999\n"))
+    until(lambda: future.call.log_tail.endswith("line 299999\n"), 10)
     # The last lines of the call are kept a moment before they are logged.
-    until(lambda: "line 299999" in [text for _, text in lines(caplog)[-1:]])
+    until(lambda: "line 299999" in [text for _, text in lines(caplog)[-1:]], 10)
     texts = [text for _, text in lines(caplog)]
     assert "line 0" == texts[0]
     assert any("bytes left out" in text for text in texts)
@@ -138,7 +132,7 @@ def test_line_without_end_is_told_while_the_call_runs(
 ) -> None:
     """A prompt or a row of dots does not wait for its newline forever."""
     future = pool.submit(say_without_end)
-    until(lambda: future.call.log_tail == "no newline")
+    until(lambda: future.call.log_tail == "no newline", 10)
     assert not future.done()
     future.result(20)
 
@@ -149,7 +143,7 @@ def test_control_characters_are_escaped(
     """A runner's text cannot steer a terminal."""
     caplog.set_level(logging.INFO, LOGGER)
     pool.call(say, "\x1b[2J\x07")
-    until(lambda: len(lines(caplog)) == 2)
+    until(lambda: len(lines(caplog)) == 2, 10)
     assert r"\x1b[2J\x07" in {text for _, text in lines(caplog)}
 
 

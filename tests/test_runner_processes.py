@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 import flame_backend as flame
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 CLOSE_ON_EXEC = 0o2000000
 
@@ -31,14 +32,6 @@ def pool() -> Iterator[flame.Pool]:
     ) as made:
         open_all(made, 2)
         yield made
-
-
-def until(true: Callable[[], bool], seconds: float = 15.0) -> None:
-    """Wait for something to become true."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def holds(folder: Path, count: int) -> bool:

@@ -52,7 +52,7 @@ def await_outage():
             socket.create_connection(address, 1).close()
             time.sleep(0.1)
     except OSError:
-        time.sleep(2)
+        time.sleep(2)  # its other connections end after its listener
 
 def attempt(case, boot, pool=None, **options):
     'Make one call on a pool of its own.'

@@ -137,7 +137,7 @@ def test_reset_in_the_middle_of_something_large(space: Space, what: str) -> None
         faults.kill(space, "app", signal.SIGSTOP)
         go(space, victim)
         ledger.await_lines("gives", 1)
-        time.sleep(1)
+        time.sleep(1)  # to fill what the link takes
     with faults.resets(space, "app", victim):
         if what == "result":
             faults.kill(space, "app", signal.SIGCONT)

@@ -43,15 +43,22 @@ def admin(
         yield session
 
 
+@pytest.fixture
+def config(admin: kubetls.Session, control_plane: ControlPlane, tmp_path: Path) -> Path:
+    """Lend a file that leads commands to that namespace, with all rights."""
+    file = tmp_path / "kubeconfig"
+    file.write_text(control_plane.kubeconfig(namespace=admin.namespace))
+    return file
+
+
 def test_doctor_finds_what_is_missing(
     admin: kubetls.Session,
     control_plane: ControlPlane,
     tmp_path: Path,
+    config: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """All is well for the account that init served, and not for another."""
-    file = tmp_path / "kubeconfig"
-    file.write_text(control_plane.kubeconfig(namespace=admin.namespace))
     made = access_objects(Access(account="web", namespace=admin.namespace))
     applied = json.dumps({"apiVersion": "v1", "kind": "List", "items": made})
     control_plane.kubectl("apply", "-f", "-", stdin=applied)
@@ -59,7 +66,7 @@ def test_doctor_finds_what_is_missing(
         await_role(app, admin.namespace)
     parent = tmp_path / "pod.yaml"
     parent.write_text(yaml.safe_dump(PLAIN | {"kind": "Pod"}))
-    words = ["doctor", "--json", "--kubeconfig", str(file), "--parent", str(parent)]
+    words = ["doctor", "--json", "--kubeconfig", str(config), "--parent", str(parent)]
     words += ["--service-account", "web"]
     assert 0 == main([*words, "--as-account", "web"])
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
@@ -79,17 +86,14 @@ DISCOVERY = "system:service-account-issuer-discovery"
 
 def test_doctor_asks_whether_the_account_may_read_the_keys(
     admin: kubetls.Session,
-    control_plane: ControlPlane,
-    tmp_path: Path,
+    config: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Where the cluster's own binding was taken away; whoever asks may read them."""
-    file = tmp_path / "kubeconfig"
-    file.write_text(control_plane.kubeconfig(namespace=admin.namespace))
     path = kubetls.path(
         "rbac.authorization.k8s.io/v1", "clusterrolebindings", DISCOVERY
     )
-    words = ["doctor", "--json", "--kubeconfig", str(file), "--as-account", "web"]
+    words = ["doctor", "--json", "--kubeconfig", str(config), "--as-account", "web"]
 
     def judged(verdict: str) -> dict[str, str]:
         ends = time.monotonic() + 20  # the authorizer reads its roles a moment later
@@ -117,16 +121,15 @@ def test_doctor_looks_at_the_runners_namespace_too(
     admin: kubetls.Session,
     control_plane: ControlPlane,
     tmp_path: Path,
+    config: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Rights there and at home, Leases, and the pod as it would be there."""
     away = f"{admin.namespace}-away"
     make_namespace(control_plane, away)
-    file = tmp_path / "kubeconfig"
-    file.write_text(control_plane.kubeconfig(namespace=admin.namespace))
     parent = tmp_path / "pod.yaml"
     parent.write_text(yaml.safe_dump(PLAIN | {"kind": "Pod"}))
-    words = ["doctor", "--json", "--kubeconfig", str(file), "--parent", str(parent)]
+    words = ["doctor", "--json", "--kubeconfig", str(config), "--parent", str(parent)]
     words += ["--as-account", "web", "--runner-namespace", away]
     words += ["--service-account", "runner", "--inherit", "image"]
     assert 1 == main(words)
@@ -155,16 +158,14 @@ def test_doctor_looks_at_the_runners_namespace_too(
 
 def test_doctor_tries_a_runner_from_the_apps_pod_alone(
     admin: kubetls.Session,
-    control_plane: ControlPlane,
     tmp_path: Path,
+    config: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Elsewhere no runner could dial in: it is skipped, with the command to use."""
-    file = tmp_path / "kubeconfig"
-    file.write_text(control_plane.kubeconfig(namespace=admin.namespace))
     parent = tmp_path / "pod.yaml"
     parent.write_text(yaml.safe_dump(PLAIN | {"kind": "Pod"}))
-    words = ["doctor", "--kubeconfig", str(file), "--parent", str(parent), "--runner"]
+    words = ["doctor", "--kubeconfig", str(config), "--parent", str(parent), "--runner"]
     main(words)
     told = capsys.readouterr().out
     assert "skip  runner: a runner is tried from the app's pod" in told
@@ -175,13 +176,11 @@ def test_doctor_tries_a_runner_from_the_apps_pod_alone(
 
 def test_doctor_sees_a_service_that_would_take_runners(
     admin: kubetls.Session,
-    control_plane: ControlPlane,
     tmp_path: Path,
+    config: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """By its selector and the runner's labels."""
-    file = tmp_path / "kubeconfig"
-    file.write_text(control_plane.kubeconfig(namespace=admin.namespace))
     parent = tmp_path / "pod.yaml"
     parent.write_text(yaml.safe_dump(PLAIN | {"kind": "Pod"}))
     change = tmp_path / "change.yaml"
@@ -189,7 +188,7 @@ def test_doctor_sees_a_service_that_would_take_runners(
     path = kubetls.path("v1", "services", namespace=admin.namespace)
     spec = {"selector": {"tier": "batch"}, "ports": [{"port": 80}]}
     admin.post(path, {"metadata": {"name": "batch"}, "spec": spec})
-    words = ["doctor", "--kubeconfig", str(file), "--parent", str(parent)]
+    words = ["doctor", "--kubeconfig", str(config), "--parent", str(parent)]
     assert 0 == main(words)
     assert 1 == main([*words, "--manifest", str(change)])
     assert "Service batch would send runners" in capsys.readouterr().out
